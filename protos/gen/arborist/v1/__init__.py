@@ -1,0 +1,1 @@
+"""Generated from protos/arborist/v1; never edited by hand."""

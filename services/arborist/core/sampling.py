@@ -1,0 +1,165 @@
+"""Gumbel-max sampling: the output is a function of prompt, parameters and seed alone.
+
+At each node the token is argmax_v(processed_logit[v] + g(seed, position, v)) with
+g = −log(−log U) (DESIGN §2). That draws exactly from softmax(processed_logit), so a drafted child
+is accepted iff it is that token: EAGLE's rule with point-mass proposals, without any draft
+probability. Temperature 0 drops g.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from arborist.core.errors import InvalidArgumentError
+
+MAX_TEMPERATURE = 100.0
+
+# SplitMix64 (Steele, Lea, Flood 2014), as signed 64-bit constants: torch has no unsigned
+# arithmetic, but two's complement multiplication and addition wrap alike on CPU and CUDA.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+_MASK_64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: 0 = greedy, else in (0, 100].
+        top_k: Keep the most probable tokens; 0 = all.
+        top_p: Nucleus mass in (0, 1].
+        min_p: Minimum probability relative to the best token, in [0, 1]; 0 = off.
+        seed: Seed of the noise, 64 bits unsigned.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= MAX_TEMPERATURE):
+            raise InvalidArgumentError(
+                "temperature", self.temperature, f"a number in [0, {MAX_TEMPERATURE:g}]"
+            )
+        if self.top_k < 0:
+            raise InvalidArgumentError("top_k", self.top_k, "0 (off) or a positive integer")
+        if not (math.isfinite(self.top_p) and 0.0 < self.top_p <= 1.0):
+            raise InvalidArgumentError("top_p", self.top_p, "a number in (0, 1]")
+        if not (math.isfinite(self.min_p) and 0.0 <= self.min_p <= 1.0):
+            raise InvalidArgumentError("min_p", self.min_p, "a number in [0, 1]")
+        if not 0 <= self.seed <= _MASK_64:
+            raise InvalidArgumentError("seed", self.seed, "an unsigned 64-bit integer")
+
+    @property
+    def greedy(self) -> bool:
+        """Returns whether no noise is used."""
+        return self.temperature == 0.0
+
+
+def gumbel_noise(seed: int, position: int, vocab_size: int, device: torch.device) -> Tensor:
+    """Returns the noise of every token id at one position.
+
+    Args:
+        seed: 64 bits, unsigned.
+        position: Absolute index of the token drawn (prompt starts at 0); nodes of one depth
+            share it.
+        vocab_size: Number of token ids.
+        device: Where to compute; the integer hash is the same everywhere.
+    Returns:
+        float64, shape (vocab_size,), standard Gumbel.
+    """
+    key = _mix_int((seed + (position + 1) * (_GOLDEN & _MASK_64)) & _MASK_64)
+    signed_key = key - (1 << 64) if key >> 63 else key
+    counter = torch.arange(1, vocab_size + 1, dtype=torch.int64, device=device)  # [V]
+    bits = _mix_tensor(counter * _GOLDEN + signed_key)  # [V]
+    uniform = (_shift_right(bits, 11).to(torch.float64) + 0.5) * 2.0**-53  # [V] in (0, 1)
+    return -torch.log(-torch.log(uniform))
+
+
+def process_logits(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Applies temperature, top_k, top_p, min_p in the order of HF `generate`.
+
+    Args:
+        logits: float, shape (rows, vocab); raw logits of the target.
+        params: Not greedy.
+    Returns:
+        float32, shape (rows, vocab); excluded tokens are −inf.
+    """
+    scores = logits.float() / params.temperature  # [R, V]
+    vocab_size = scores.shape[-1]
+    if 0 < params.top_k < vocab_size:
+        cut = scores.topk(params.top_k, dim=-1).values[:, -1:]  # [R, 1]
+        scores = scores.masked_fill(scores < cut, -math.inf)
+    if params.top_p < 1.0:
+        ascending, order = scores.sort(dim=-1)  # [R, V]
+        mass = ascending.softmax(dim=-1).cumsum(dim=-1)
+        drop = mass <= 1.0 - params.top_p
+        drop[:, -1] = False
+        scores = scores.masked_fill(drop.scatter(-1, order, drop), -math.inf)
+    if params.min_p > 0.0:
+        probs = scores.softmax(dim=-1)
+        floor = params.min_p * probs.amax(dim=-1, keepdim=True)
+        scores = scores.masked_fill(probs < floor, -math.inf)
+    return scores
+
+
+def draw_tokens(
+    logits: Tensor, positions: list[int], params: SamplingParams
+) -> tuple[list[int], list[float]]:
+    """Returns the target's token at every node.
+
+    Args:
+        logits: float, shape (rows, vocab); raw logits after each node.
+        positions: Absolute index of the token drawn at each row.
+        params: Sampling parameters of the session.
+    Returns:
+        Token ids, and per row the gap between the two best perturbed logits: a gap under 1e-4
+        in fp32 is a numeric tie (DESIGN §2).
+    Raises:
+        ValueError: A row holds NaN or no finite logit.
+    """
+    if params.greedy:
+        scores = logits.float()  # [R, V]
+    else:
+        scores = process_logits(logits, params).double()
+        noise = {
+            position: gumbel_noise(params.seed, position, logits.shape[-1], logits.device)
+            for position in set(positions)
+        }
+        scores = scores + torch.stack([noise[position] for position in positions])
+    best = scores.topk(2, dim=-1)  # [R, 2]
+    values, indices = best.values.tolist(), best.indices.tolist()
+    for high, _ in values:
+        if not math.isfinite(high):
+            raise ValueError("logits are not finite")
+    return [row[0] for row in indices], [high - low for high, low in values]
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """Returns the seed of choice `choice` of n: H(seed, i), with choice 0 = the seed itself."""
+    return seed if choice == 0 else _mix_int((seed ^ _mix_int(choice)) & _MASK_64)
+
+
+def _mix_int(value: int) -> int:
+    value = ((value ^ (value >> 30)) * (_MIX_1 & _MASK_64)) & _MASK_64
+    value = ((value ^ (value >> 27)) * (_MIX_2 & _MASK_64)) & _MASK_64
+    return value ^ (value >> 31)
+
+
+def _mix_tensor(value: Tensor) -> Tensor:
+    value = (value ^ _shift_right(value, 30)) * _MIX_1
+    value = (value ^ _shift_right(value, 27)) * _MIX_2
+    return value ^ _shift_right(value, 31)
+
+
+def _shift_right(value: Tensor, bits: int) -> Tensor:
+    # torch shifts signed integers arithmetically; the mask makes the shift logical.
+    return (value >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,8 +1,8 @@
 """Generates the Python stubs of every contract: the only way to change ``protos/gen``.
 
-Run ``make proto`` to write them and ``python protos/generate.py --check`` to learn whether the committed
-ones are what the contracts say. The tools are pinned in ``constraints.txt``; other versions are refused,
-because another generator writes other files.
+Run ``make proto`` to write them and ``make stubs`` to learn whether the committed ones are what the
+contracts say. The tools are pinned in ``constraints.txt``; other versions are refused, because
+another generator writes other files.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def main() -> int:
         0 when the stubs were written or are fresh, 1 otherwise.
     """
     parser = argparse.ArgumentParser(description="Generate the Python stubs of the contracts.")
-    parser.add_argument("--check", action="store_true", help="write nothing, fail if they are stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if stale")
     check: bool = parser.parse_args().check
     complaints = wrong_tools(CONSTRAINTS.read_text(encoding="utf-8"))
     if complaints:

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
-from arborist.common.shipped import shipped_path
+from arborist.common.shipped import PACKAGE_ROOT, shipped_path
 
 DEFAULT_PAIR = "models/default"
 
 
-def default_pair_directory() -> Path:
+def default_pair_directory(*, package_root: Path = PACKAGE_ROOT) -> Path:
     """Returns the folder of the default pair, which holds ``target/`` and ``head/``.
+
+    Args:
+        package_root: The ``arborist`` folder that holds ``common``; given only by tests.
 
     Returns:
         Absolute path, inside the installed package or at the root of the clone. ``target/`` is a
@@ -20,7 +23,7 @@ def default_pair_directory() -> Path:
     """
     advice = "give the paths of a target model and of its EAGLE head in the configuration"
     try:
-        directory = shipped_path(DEFAULT_PAIR)
+        directory = shipped_path(DEFAULT_PAIR, package_root=package_root)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; {advice}") from None
     for part in ("target", "head"):

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-_PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
 
-def shipped_path(relative: str, *, package_root: Path = _PACKAGE_ROOT) -> Path:
+def shipped_path(relative: str, *, package_root: Path = PACKAGE_ROOT) -> Path:
     """Returns the file or folder that is shipped under a repository-relative name.
 
     The wheel carries such files inside the package (``arborist/models/default``); a clone, which is

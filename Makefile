@@ -9,7 +9,7 @@ BIN := .venv/bin
 # More arguments for pytest: make test ARGS="-k tree -x"
 ARGS ?=
 # What `make check` compares the contracts with.
-BREAKING_REF ?= main
+BREAKING_REF ?= $(shell git rev-parse --quiet --verify main || git rev-parse --quiet --verify origin/main)
 
 .PHONY: help demo serve test check gen proto fmt lint typecheck imports buf stubs constraints wheel clean
 
@@ -59,7 +59,7 @@ buf: node_modules/.package-lock.json  ## Contracts: lint, format, no breaking ch
 	@node_modules/.bin/buf format --diff --exit-code
 	@if git cat-file -e '$(BREAKING_REF):buf.yaml' 2>/dev/null && git cat-file -e '$(BREAKING_REF):protos/arborist' 2>/dev/null; then \
 	  node_modules/.bin/buf breaking --against "$$(git rev-parse --git-common-dir)#ref=$$(git rev-parse '$(BREAKING_REF)')"; \
-	else echo "buf breaking: $(BREAKING_REF) has no contracts to compare with"; fi
+	else echo "buf breaking: main has no contracts to compare with"; fi
 
 stubs: .venv/stamp  ## Are the committed stubs what the contracts say?
 	@$(BIN)/python protos/generate.py --check

@@ -1,0 +1,1 @@
+"""What every service shares: configuration, telemetry, the wire and the worker shell."""

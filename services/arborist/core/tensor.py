@@ -33,3 +33,18 @@ class RawTensor:
     def __len__(self) -> int:
         """Returns the number of rows."""
         return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> RawTensor:
+        """Returns consecutive rows; the slice's step must be 1."""
+        begin, end, step = rows.indices(self.shape[0])
+        if step != 1:
+            raise ValueError("only consecutive rows can be sliced")
+        row_bytes = len(self.data) // self.shape[0] if self.shape[0] else 0
+        end = max(begin, end)
+        data = self.data[begin * row_bytes : end * row_bytes]
+        return RawTensor(self.dtype, (end - begin, *self.shape[1:]), data)
+
+    @property
+    def nbytes(self) -> int:
+        """Returns the size of the data, in bytes."""
+        return len(self.data)

@@ -1,0 +1,1 @@
+"""The controller: decode loop, session log, links to workers, public API; Ray only in `app*`."""

@@ -1,0 +1,486 @@
+"""The decode loop: prefill, then draft → rerank → verify → commit until the output ends.
+
+Reads like EAGLE-2 §4. Knows workers only through links; gRPC and Ray are elsewhere. A draft that
+fails costs its session nothing but speed; a target that fails is replaced by prefilling the
+committed log elsewhere. Either way the tokens are the same, because the target's token at a
+position is a function of prompt, parameters and seed (DESIGN §2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from arborist.core.engine import DraftOpen, TargetOpen
+from arborist.core.errors import (
+    ArboristError,
+    DeadlineError,
+    InvalidArgumentError,
+    StaleStampError,
+    UnavailableError,
+    UnknownSessionError,
+)
+from arborist.core.policy import TreePolicy
+from arborist.core.stamp import Stamp
+from arborist.core.tree import ROOT_ONLY, DraftTree, VerifyTree
+from arborist.orchestrator.clock import Clock
+from arborist.orchestrator.deadlines import Deadlines
+from arborist.orchestrator.links import (
+    DraftLink,
+    Pairs,
+    PrefilledChunk,
+    Reply,
+    TargetLink,
+    Verified,
+    WorkerPool,
+)
+from arborist.orchestrator.phases import PhaseTimer
+from arborist.orchestrator.request_trace import RequestTrace
+from arborist.orchestrator.round import Round
+from arborist.orchestrator.session import Session
+
+# Errors after which the session can be rebuilt on the same or another target.
+_TARGET_LOST = (UnavailableError, DeadlineError, UnknownSessionError, StaleStampError)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLimits:
+    """Bounds of one session's decoding.
+
+    Attributes:
+        prefill_chunk_tokens: Prompt tokens per Prefill.
+        bulk_part_bytes: Most feature bytes of one command to the draft.
+        max_target_moves: Times a session may be rebuilt on a target before it fails.
+        draft_retry_rounds: Rounds without a draft before the first try to get one back; doubles
+            with every failure.
+        want_node_tokens: Ask for the target's token at every node (for `arborist trace`).
+    """
+
+    prefill_chunk_tokens: int = 512
+    bulk_part_bytes: int = 256 * 1024
+    max_target_moves: int = 3
+    draft_retry_rounds: int = 8
+    want_node_tokens: bool = False
+
+
+class Decoder:
+    """Decodes one session. Use `run` once, then `close`."""
+
+    def __init__(
+        self,
+        session: Session,
+        workers: WorkerPool,
+        policy: TreePolicy | None,
+        *,
+        limits: DecodeLimits,
+        deadlines: Deadlines,
+        clock: Clock,
+        trace: RequestTrace,
+    ) -> None:
+        """Prepares a decoder.
+
+        Args:
+            session: Fresh session; its log is the result.
+            workers: Where targets and drafts come from.
+            policy: Shapes the tree; None = plain decoding.
+            limits: Bounds.
+            deadlines: Shared by the sessions of a controller.
+            clock: Time.
+            trace: Where spans go.
+        """
+        self._session = session
+        self._workers = workers
+        self._policy = policy
+        self._limits = limits
+        self._deadlines = deadlines
+        self._clock = clock
+        self._trace = trace
+        self._target: TargetLink | None = None
+        self._target_epoch = 0
+        self._target_moves = 0
+        self._draft: DraftLink | None = None
+        self._draft_epoch = 0
+        self._draft_retry_at = 0
+        self._draft_backoff = limits.draft_retry_rounds
+        self._pending: Pairs | None = None
+
+    async def run(self) -> AsyncIterator[Round]:
+        """Yields the prefill, then every round, until the session has a finish reason.
+
+        Cancellation or closing the iterator stops before the next command; `close` then frees
+        the workers' state. Nothing yielded is ever taken back.
+
+        Raises:
+            ArboristError: The session cannot go on; what was yielded stands.
+        """
+        yield await self._prefill()
+        round_index = 0
+        while self._session.finish_reason is None:
+            yield await self._round(round_index)
+            round_index += 1
+
+    def close(self) -> None:
+        """Releases the session everywhere; safe to call twice and after any failure."""
+        if self._target is not None:
+            self._target.release(self._session.session_id)
+            self._target = None
+        self._drop_draft()
+
+    # ---- one round -------------------------------------------------------------------------
+
+    async def _round(self, index: int) -> Round:
+        span = self._trace.name_span()
+        session = self._session
+        round_ = Round(
+            round_index=index,
+            prefix_length=session.committed_length,
+            root=session.root,
+            span_id=span.span_id,
+            start_ns=self._clock.now_ns(),
+        )
+        timer = PhaseTimer(round_, self._clock, self._trace)
+        tree = await self._draft_tree(index, timer)
+        tree, verified = await self._verify(index, tree, timer)
+        with timer.local("commit"):
+            self._commit(round_, tree, verified)
+        round_.end_ns = self._clock.now_ns()
+        self._trace.record_round(round_)
+        return round_
+
+    async def _draft_tree(self, index: int, timer: PhaseTimer) -> VerifyTree:
+        """Expands level by level, then reranks the pool (EAGLE-2 §4.1 and §4.2)."""
+        if self._policy is None:
+            return ROOT_ONLY
+        try:
+            if self._draft is None and not await self._regain_draft(index, timer):
+                return ROOT_ONLY
+            tree = await self._grow(index, self._policy, timer)
+            with timer.local("tree.rerank", rows=len(tree)):
+                selected = self._policy.select(tree)
+        except (ArboristError, ValueError):  # ValueError: a malformed level.
+            self._lose_draft(index)
+            return ROOT_ONLY
+        timer.round.depth = tree.num_levels
+        timer.round.speculated = True
+        return selected
+
+    async def _grow(self, index: int, policy: TreePolicy, timer: PhaseTimer) -> DraftTree:
+        draft, pairs = self._draft, self._pending
+        if draft is None or pairs is None:
+            raise UnavailableError("no draft")
+        session_id, top_k = self._session.session_id, policy.shape.top_k
+        rows = len(pairs.tokens)
+        with timer.remote("draft.extend", rows) as call:
+            level = call.done(
+                await draft.extend(
+                    session_id,
+                    Stamp(self._draft_epoch, index + 1, 0),
+                    pairs,
+                    top_k,
+                    traceparent=call.traceparent,
+                    deadline_s=self._deadlines.draft_s(rows),
+                )
+            )
+        self._pending = None
+        tree = DraftTree(level)
+        while (frontier := policy.frontier(tree)) is not None:
+            with timer.remote("draft.expand", len(frontier)) as call:
+                level = call.done(
+                    await draft.expand(
+                        session_id,
+                        Stamp(self._draft_epoch, index + 1, tree.num_levels),
+                        frontier,
+                        top_k,
+                        traceparent=call.traceparent,
+                        deadline_s=self._deadlines.draft_s(len(frontier)),
+                    )
+                )
+            tree.grow(frontier, level)
+        self._observe("draft.", timer)
+        return tree
+
+    async def _verify(
+        self, index: int, tree: VerifyTree, timer: PhaseTimer
+    ) -> tuple[VerifyTree, Verified]:
+        """Has the target verify; after a loss, rebuilds the session and asks again.
+
+        Returns:
+            The tree that was verified (the root alone if the target refused the draft's) and
+            the outcome.
+        """
+        for attempt in itertools.count():
+            target = await self._live_target(timer)
+            rows = len(tree.tokens) + 1
+            try:
+                with timer.remote("target.verify", rows) as call:
+                    verified = call.done(
+                        await target.verify(
+                            self._session.session_id,
+                            Stamp(self._target_epoch, index + 1, attempt),
+                            self._session.committed_length,
+                            self._session.root,
+                            tree,
+                            want_features=self._draft is not None,
+                            want_node_tokens=self._limits.want_node_tokens,
+                            traceparent=call.traceparent,
+                            deadline_s=self._deadlines.target_s(rows),
+                        )
+                    )
+            except _TARGET_LOST as error:
+                self._lose_target(error)
+                continue
+            except InvalidArgumentError:
+                if not tree.tokens:
+                    raise
+                # Drafts are not trusted: a tree the target refuses costs the draft its place.
+                tree = ROOT_ONLY
+                self._lose_draft(index)
+                continue
+            self._observe("target.verify", timer)
+            return tree, verified
+        raise AssertionError("unreachable")
+
+    def _commit(self, round_: Round, tree: VerifyTree, verified: Verified) -> None:
+        """Appends accepted tokens and bonus; their pairs are the draft's next Extend."""
+        path = [tree.tokens[node - 1] for node in verified.accepted_nodes]
+        tokens = [*path, verified.bonus]
+        if self._draft is not None and verified.features is not None:
+            # f of root and accepted nodes pair with the token that follows each (DESIGN §2.1).
+            self._pending = Pairs(self._session.committed_length - 1, tokens, verified.features)
+        round_.tree = tree
+        round_.accepted_nodes = verified.accepted_nodes
+        round_.bonus = verified.bonus
+        round_.min_margin = verified.min_margin
+        round_.node_tokens = verified.node_tokens
+        round_.tokens = self._session.commit(tokens)
+
+    # ---- prefill ---------------------------------------------------------------------------
+
+    async def _prefill(self) -> Round:
+        span = self._trace.name_span()
+        round_ = Round(-1, len(self._session.prompt), -1, span.span_id, self._clock.now_ns())
+        timer = PhaseTimer(round_, self._clock, self._trace)
+        while True:
+            try:
+                self._target = await self._open_target()
+                await self._attach_draft()
+                root = await self._prefill_target(
+                    self._target, self._session.prompt, timer, fresh=True
+                )
+                break
+            except _TARGET_LOST as error:
+                self._drop_draft()
+                self._lose_target(error)
+        if root is None:
+            raise UnavailableError("the target returned no root")
+        with timer.local("commit"):
+            round_.bonus = root
+            round_.tokens = self._session.commit([root])
+        round_.end_ns = self._clock.now_ns()
+        self._trace.record_round(round_)
+        return round_
+
+    async def _prefill_target(
+        self, target: TargetLink, tokens: list[int], timer: PhaseTimer, *, fresh: bool
+    ) -> int | None:
+        """Prefills in chunks, two in flight.
+
+        Args:
+            target: Where the session is open.
+            tokens: The prompt, or the committed log without its root.
+            timer: Round the time belongs to.
+            fresh: Whether the session begins: then the last chunk draws the first token and
+                the draft is fed as features arrive. A rebuilt target leaves the draft alone.
+        Returns:
+            The target's token after the prompt when `fresh`, else None.
+        """
+        chunk = self._limits.prefill_chunk_tokens
+        begins = list(range(0, len(tokens), chunk))
+        window: list[tuple[int, asyncio.Task[Reply[PrefilledChunk]]]] = []
+        root: int | None = None
+        try:
+            for step, begin in enumerate(begins):
+                part = tokens[begin : begin + chunk]
+                last = fresh and begin == begins[-1]
+                want_features = fresh and self._draft is not None
+                coroutine = self._prefill_chunk(
+                    target, step, begin, part, timer, last=last, want_features=want_features
+                )
+                window.append((begin, asyncio.ensure_future(coroutine)))
+                if len(window) == 2:
+                    root = await self._take_chunk(*window.pop(0), tokens, timer)
+            while window:
+                root = await self._take_chunk(*window.pop(0), tokens, timer)
+        finally:
+            for _, task in window:
+                task.cancel()
+        return root
+
+    async def _prefill_chunk(
+        self,
+        target: TargetLink,
+        step: int,
+        begin: int,
+        tokens: list[int],
+        timer: PhaseTimer,
+        *,
+        last: bool,
+        want_features: bool,
+    ) -> Reply[PrefilledChunk]:
+        with timer.remote("target.prefill", len(tokens)) as call:
+            reply = await target.prefill(
+                self._session.session_id,
+                Stamp(self._target_epoch, 0, step),
+                begin,
+                tokens,
+                last=last,
+                want_features=want_features,
+                traceparent=call.traceparent,
+                deadline_s=self._deadlines.prefill_s(begin + 2 * len(tokens)),
+            )
+            call.done(reply)
+        return reply
+
+    async def _take_chunk(
+        self,
+        begin: int,
+        task: asyncio.Task[Reply[PrefilledChunk]],
+        tokens: list[int],
+        timer: PhaseTimer,
+    ) -> int | None:
+        """Waits for a chunk and passes its pairs on; the last ones wait for round 0."""
+        chunk = (await task).value
+        if chunk.features is None:
+            return chunk.root
+        end = begin + len(chunk.features)
+        following = tokens[begin + 1 : end + 1]
+        if chunk.root is not None:
+            following.append(chunk.root)
+        parts = Pairs(begin, following, chunk.features).parts(self._limits.bulk_part_bytes)
+        await self._append(parts[:-1] if end == len(tokens) else parts, timer)
+        if end == len(tokens) and self._draft is not None:
+            self._pending = parts[-1]
+        return chunk.root
+
+    async def _append(self, parts: list[Pairs], timer: PhaseTimer) -> None:
+        """Feeds the draft outside a round; a failure only costs the draft."""
+        for pairs in parts:
+            draft = self._draft
+            if draft is None:
+                return
+            try:
+                with timer.remote("draft.append", len(pairs.tokens)) as call:
+                    call.done(
+                        await draft.append(
+                            self._session.session_id,
+                            Stamp(self._draft_epoch, 0, pairs.begin),
+                            pairs,
+                            traceparent=call.traceparent,
+                            deadline_s=self._deadlines.prefill_s(len(pairs.tokens)),
+                        )
+                    )
+            except ArboristError:
+                self._lose_draft(0)
+
+    # ---- targets ---------------------------------------------------------------------------
+
+    async def _open_target(self) -> TargetLink:
+        target = await self._workers.target()
+        self._target_epoch += 1
+        request = self._target_request()
+        await target.open(
+            self._session.session_id, self._target_epoch, request, self._deadlines.open_s
+        )
+        return target
+
+    def _target_request(self) -> TargetOpen:
+        draft = self._workers.draft() if self._policy is not None else None
+        nodes = self._policy.shape.num_draft_tokens if self._policy is not None else 0
+        return TargetOpen(
+            sampling=self._session.sampling,
+            feature_spec=draft.feature_spec if draft is not None else None,
+            max_length=self._session.max_length,
+            max_draft_tokens=nodes,
+        )
+
+    async def _live_target(self, timer: PhaseTimer) -> TargetLink:
+        """Returns the target, rebuilding the session from the committed log if it was lost."""
+        while self._target is None:
+            try:
+                target = await self._open_target()
+                known = self._session.committed(0, self._session.committed_length - 1)
+                await self._prefill_target(target, known, timer, fresh=False)
+                self._target = target
+            except _TARGET_LOST as error:
+                self._lose_target(error)
+        return self._target
+
+    def _lose_target(self, error: ArboristError) -> None:
+        if self._target is not None:
+            self._target.release(self._session.session_id)
+            self._target = None
+        self._target_moves += 1
+        if self._target_moves > self._limits.max_target_moves:
+            raise error
+
+    # ---- drafts ----------------------------------------------------------------------------
+
+    async def _attach_draft(self) -> None:
+        """Opens a draft if speculation is on and one is alive; its absence is no error."""
+        draft = self._workers.draft() if self._policy is not None else None
+        if draft is None:
+            return
+        self._draft_epoch += 1
+        request = DraftOpen(self._session.max_length, self._session.sampling.seed)
+        try:
+            await draft.open(
+                self._session.session_id, self._draft_epoch, request, self._deadlines.open_s
+            )
+        except ArboristError:
+            draft.release(self._session.session_id)
+            return
+        self._draft = draft
+
+    async def _regain_draft(self, index: int, timer: PhaseTimer) -> bool:
+        """Now and then tries to get a draft back, rebuilt from the target's feature store."""
+        if index < self._draft_retry_at:
+            return False
+        await self._attach_draft()
+        if self._draft is None:
+            self._lose_draft(index)
+            return False
+        end = self._session.committed_length - 1
+        target = await self._live_target(timer)
+        with timer.remote("target.read_features", end) as call:
+            reply = await target.read_features(
+                self._session.session_id, 0, end, self._deadlines.prefill_s(end)
+            )
+            features = call.done(reply)
+        parts = Pairs(0, self._session.committed(1, end + 1), features).parts(
+            self._limits.bulk_part_bytes
+        )
+        await self._append(parts[:-1], timer)
+        if self._draft is None:
+            return False
+        self._pending = parts[-1]
+        return True
+
+    def _lose_draft(self, index: int) -> None:
+        """Goes on without a draft; tries again later, each time twice as late."""
+        self._drop_draft()
+        self._draft_retry_at = index + self._draft_backoff
+        self._draft_backoff *= 2
+
+    def _drop_draft(self) -> None:
+        self._pending = None
+        if self._draft is not None:
+            self._draft.release(self._session.session_id)
+            self._draft = None
+
+    def _observe(self, prefix: str, timer: PhaseTimer) -> None:
+        kind = prefix.partition(".")[0]
+        for phase in timer.round.phases:
+            if phase.remote and not phase.failed and phase.name.startswith(prefix):
+                self._deadlines.observe(kind, phase.rows, phase.wall_ms / 1e3)

@@ -1,0 +1,222 @@
+"""What the decode loop asks of workers, whatever carries it: gRPC, or a call in process."""
+
+from __future__ import annotations
+
+from collections.abc import Sized
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from arborist.core.engine import DraftOpen, ModelInfo, TargetOpen
+from arborist.core.features import FeatureSpec
+from arborist.core.stamp import Stamp
+from arborist.core.tree import IntArray, Level, VerifyTree
+
+ValueT = TypeVar("ValueT")
+ValueT_co = TypeVar("ValueT_co", covariant=True)
+
+
+class Features(Sized, Protocol):
+    """Feature rows on their way from target to draft; the controller never looks inside."""
+
+    @property
+    def nbytes(self) -> int:
+        """Returns the size of all rows, in bytes."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> Features:
+        """Returns consecutive rows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[ValueT_co]):
+    """A worker's answer with where its time went.
+
+    Attributes:
+        value: The answer.
+        queue_ms: Wait for a forward at the worker.
+        compute_ms: Forward it was part of.
+    """
+
+    value: ValueT_co
+    queue_ms: float
+    compute_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """True (feature, token) pairs for the draft: feature f_t with token x_{t+1}.
+
+    Attributes:
+        begin: Draft position of the first pair.
+        tokens: x_{begin+1}, ...
+        features: f_begin, ..., one row per token.
+    """
+
+    begin: int
+    tokens: list[int]
+    features: Features
+
+    @property
+    def end(self) -> int:
+        """Returns one past the last draft position."""
+        return self.begin + len(self.tokens)
+
+    def parts(self, max_bytes: int) -> list[Pairs]:
+        """Splits into parts whose features take at most `max_bytes` (at least one row each)."""
+        row_bytes = max(self.features.nbytes // max(len(self.tokens), 1), 1)
+        rows = max(max_bytes // row_bytes, 1)
+        if rows >= len(self.tokens):
+            return [self]
+        return [
+            Pairs(self.begin + at, self.tokens[at : at + rows], self.features[at : at + rows])
+            for at in range(0, len(self.tokens), rows)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefilledChunk:
+    """A prefilled chunk as the controller sees it."""
+
+    features: Features | None
+    root: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Outcome of Verify as the controller sees it."""
+
+    accepted_nodes: tuple[int, ...]
+    bonus: int
+    features: Features | None
+    node_tokens: list[int]
+    min_margin: float
+
+
+class TargetLink(Protocol):
+    """One target worker. Every call raises ArboristError subclasses only: UnavailableError when
+    the worker is gone, DeadlineError when `deadline_s` passes (the late result is dropped)."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Returns what the worker holds."""
+        ...
+
+    async def open(
+        self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float
+    ) -> None:
+        """Reserves the session."""
+        ...
+
+    async def prefill(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        begin: int,
+        tokens: list[int],
+        *,
+        last: bool,
+        want_features: bool,
+        traceparent: str,
+        deadline_s: float,
+    ) -> Reply[PrefilledChunk]:
+        """Runs a chunk of the prompt, on the bulk lane."""
+        ...
+
+    async def verify(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        committed_length: int,
+        root: int,
+        tree: VerifyTree,
+        *,
+        want_features: bool,
+        want_node_tokens: bool,
+        traceparent: str,
+        deadline_s: float,
+    ) -> Reply[Verified]:
+        """Verifies a tree."""
+        ...
+
+    async def read_features(
+        self, session_id: str, begin: int, end: int, deadline_s: float
+    ) -> Reply[Features]:
+        """Reads stored features, on the bulk lane."""
+        ...
+
+    def release(self, session_id: str) -> None:
+        """Frees the session; fire and forget, never raises."""
+        ...
+
+
+class DraftLink(Protocol):
+    """One draft worker; errors as for TargetLink."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Returns what the worker holds."""
+        ...
+
+    @property
+    def feature_spec(self) -> FeatureSpec | None:
+        """Returns the features the draft wants."""
+        ...
+
+    async def open(
+        self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float
+    ) -> None:
+        """Reserves the session."""
+        ...
+
+    async def append(
+        self, session_id: str, stamp: Stamp, pairs: Pairs, *, traceparent: str, deadline_s: float
+    ) -> Reply[None]:
+        """Extend without a level, on the bulk lane."""
+        ...
+
+    async def extend(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        pairs: Pairs,
+        top_k: int,
+        *,
+        traceparent: str,
+        deadline_s: float,
+    ) -> Reply[Level]:
+        """Extend that returns level 1."""
+        ...
+
+    async def expand(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        frontier: IntArray,
+        top_k: int,
+        *,
+        traceparent: str,
+        deadline_s: float,
+    ) -> Reply[Level]:
+        """Expands the frontier by one level."""
+        ...
+
+    def release(self, session_id: str) -> None:
+        """Frees the session; fire and forget, never raises."""
+        ...
+
+
+class WorkerPool(Protocol):
+    """Where the decode loop finds workers, at the start and after one was lost."""
+
+    async def target(self, avoid: TargetLink | None = None) -> TargetLink:
+        """Returns a live target, another than `avoid` if there is one.
+
+        Raises:
+            UnavailableError: None is alive.
+        """
+        ...
+
+    def draft(self) -> DraftLink | None:
+        """Returns a live draft that fits the target, or None; never waits."""
+        ...

@@ -1,0 +1,228 @@
+"""Links that call engines in process: the `monolith` of DESIGN §9, and unit tests."""
+
+from __future__ import annotations
+
+import time
+from typing import TypeVar
+
+from torch import Tensor
+
+from arborist.core.engine import (
+    DraftEngine,
+    DraftOpen,
+    Expand,
+    Extend,
+    Extended,
+    ModelInfo,
+    Prefill,
+    PrefillResult,
+    SessionKey,
+    TargetEngine,
+    TargetOpen,
+    Verify,
+    VerifyResult,
+)
+from arborist.core.errors import ArboristError, SessionFailedError
+from arborist.core.features import FeatureSpec
+from arborist.core.stamp import Stamp
+from arborist.core.tree import IntArray, Level, VerifyTree
+from arborist.orchestrator.links import (
+    DraftLink,
+    Features,
+    Pairs,
+    PrefilledChunk,
+    Reply,
+    TargetLink,
+    Verified,
+)
+
+OutcomeT = TypeVar("OutcomeT")
+_CONTROLLER = "local"
+
+
+def _expect(outcome: object, kind: type[OutcomeT]) -> OutcomeT:
+    if isinstance(outcome, ArboristError):
+        raise outcome
+    if not isinstance(outcome, kind):
+        raise SessionFailedError(f"expected {kind.__name__}, got {type(outcome).__name__}")
+    return outcome
+
+
+def _key(session_id: str) -> SessionKey:
+    return (_CONTROLLER, session_id)
+
+
+def _tensor(features: Features) -> Tensor:
+    if not isinstance(features, Tensor):
+        raise SessionFailedError("in-process features must be torch tensors")
+    return features
+
+
+class LocalTargetLink:
+    """A target engine called directly; stamps and deadlines have nothing to guard here."""
+
+    def __init__(self, engine: TargetEngine) -> None:
+        self._engine = engine
+
+    @property
+    def info(self) -> ModelInfo:
+        """Returns what the engine holds."""
+        return self._engine.info
+
+    async def open(
+        self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float
+    ) -> None:
+        """Reserves the session."""
+        self._engine.open(_key(session_id), request)
+
+    async def prefill(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        begin: int,
+        tokens: list[int],
+        *,
+        last: bool,
+        want_features: bool,
+        traceparent: str,
+        deadline_s: float,
+    ) -> Reply[PrefilledChunk]:
+        """Runs a chunk of the prompt."""
+        work = Prefill(_key(session_id), begin, tokens, last, want_features)
+        started = time.perf_counter()
+        result = _expect(self._engine.run([work])[0], PrefillResult)
+        return Reply(PrefilledChunk(result.features, result.root), 0.0, _ms_since(started))
+
+    async def verify(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        committed_length: int,
+        root: int,
+        tree: VerifyTree,
+        *,
+        want_features: bool,
+        want_node_tokens: bool,
+        traceparent: str,
+        deadline_s: float,
+    ) -> Reply[Verified]:
+        """Verifies a tree."""
+        work = Verify(
+            _key(session_id),
+            committed_length,
+            root,
+            tree.tokens,
+            tree.parent_indices,
+            want_features,
+            want_node_tokens,
+        )
+        started = time.perf_counter()
+        result = _expect(self._engine.run([work])[0], VerifyResult)
+        verified = Verified(
+            result.accepted_nodes,
+            result.bonus,
+            result.features,
+            result.node_tokens,
+            result.min_margin,
+        )
+        return Reply(verified, 0.0, _ms_since(started))
+
+    async def read_features(
+        self, session_id: str, begin: int, end: int, deadline_s: float
+    ) -> Reply[Features]:
+        """Reads stored features."""
+        started = time.perf_counter()
+        features = self._engine.read_features(_key(session_id), begin, end)
+        return Reply(features, 0.0, _ms_since(started))
+
+    def release(self, session_id: str) -> None:
+        """Frees the session."""
+        self._engine.release(_key(session_id))
+
+
+class LocalDraftLink:
+    """A draft engine called directly."""
+
+    def __init__(self, engine: DraftEngine) -> None:
+        self._engine = engine
+
+    @property
+    def info(self) -> ModelInfo:
+        """Returns what the engine holds."""
+        return self._engine.info
+
+    @property
+    def feature_spec(self) -> FeatureSpec | None:
+        """Returns the features the draft wants."""
+        return self._engine.feature_spec
+
+    async def open(
+        self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float
+    ) -> None:
+        """Reserves the session."""
+        self._engine.open(_key(session_id), request)
+
+    async def append(
+        self, session_id: str, stamp: Stamp, pairs: Pairs, *, traceparent: str, deadline_s: float
+    ) -> Reply[None]:
+        """Extend without a level."""
+        work = Extend(_key(session_id), pairs.begin, pairs.tokens, _tensor(pairs.features))
+        started = time.perf_counter()
+        _expect(self._engine.run([work])[0], Extended)
+        return Reply(None, 0.0, _ms_since(started))
+
+    async def extend(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        pairs: Pairs,
+        top_k: int,
+        *,
+        traceparent: str,
+        deadline_s: float,
+    ) -> Reply[Level]:
+        """Extend that returns level 1."""
+        work = Extend(_key(session_id), pairs.begin, pairs.tokens, _tensor(pairs.features), top_k)
+        started = time.perf_counter()
+        level = _expect(self._engine.run([work])[0], Level)
+        return Reply(level, 0.0, _ms_since(started))
+
+    async def expand(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        frontier: IntArray,
+        top_k: int,
+        *,
+        traceparent: str,
+        deadline_s: float,
+    ) -> Reply[Level]:
+        """Expands the frontier by one level."""
+        work = Expand(_key(session_id), frontier.tolist(), top_k)
+        started = time.perf_counter()
+        level = _expect(self._engine.run([work])[0], Level)
+        return Reply(level, 0.0, _ms_since(started))
+
+    def release(self, session_id: str) -> None:
+        """Frees the session."""
+        self._engine.release(_key(session_id))
+
+
+class FixedWorkers:
+    """One target and at most one draft, always there."""
+
+    def __init__(self, target: TargetLink, draft: DraftLink | None) -> None:
+        self._target = target
+        self._draft = draft
+
+    async def target(self, avoid: TargetLink | None = None) -> TargetLink:
+        """Returns the target."""
+        return self._target
+
+    def draft(self) -> DraftLink | None:
+        """Returns the draft."""
+        return self._draft
+
+
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1e3

@@ -1,0 +1,1 @@
+"""The draft worker: an EAGLE head, its KV and the engine that expands trees with it."""

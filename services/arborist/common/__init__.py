@@ -1,1 +1,1 @@
-"""What every service shares: configuration, telemetry, the wire and the worker shell."""
+"""What workers, controller and client share: wire mapping, errors, server shell, configuration."""

@@ -98,6 +98,7 @@ class Decoder:
         self._clock = clock
         self._trace = trace
         self._target: TargetLink | None = None
+        self._lost_target: TargetLink | None = None
         self._target_epoch = 0
         self._target_moves = 0
         self._draft: DraftLink | None = None
@@ -387,7 +388,7 @@ class Decoder:
     # ---- targets ---------------------------------------------------------------------------
 
     async def _open_target(self) -> TargetLink:
-        target = await self._workers.target()
+        target = await self._workers.target(avoid=self._lost_target)
         self._target_epoch += 1
         request = self._target_request()
         await target.open(
@@ -420,7 +421,7 @@ class Decoder:
     def _lose_target(self, error: ArboristError) -> None:
         if self._target is not None:
             self._target.release(self._session.session_id)
-            self._target = None
+            self._lost_target, self._target = self._target, None
         self._target_moves += 1
         if self._target_moves > self._limits.max_target_moves:
             raise error

@@ -94,8 +94,11 @@ class Verified:
 
 
 class TargetLink(Protocol):
-    """One target worker. Every call raises ArboristError subclasses only: UnavailableError when
-    the worker is gone, DeadlineError when `deadline_s` passes (the late result is dropped)."""
+    """One target worker.
+
+    Every call raises ArboristError subclasses only: UnavailableError when the worker is gone,
+    DeadlineError when `deadline_s` passes (the late result is dropped).
+    """
 
     @property
     def info(self) -> ModelInfo:
@@ -212,8 +215,10 @@ class WorkerPool(Protocol):
     async def target(self, avoid: TargetLink | None = None) -> TargetLink:
         """Returns a live target, another than `avoid` if there is one.
 
+        Waits a bounded time for one to come (back) alive.
+
         Raises:
-            UnavailableError: None is alive.
+            UnavailableError: None came alive in that time.
         """
         ...
 

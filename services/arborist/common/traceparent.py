@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import random
 import re
 from dataclasses import dataclass
 
@@ -28,12 +28,12 @@ class TraceContext:
 
 def new_trace_id() -> int:
     """Returns 128 random bits, never 0."""
-    return int.from_bytes(os.urandom(16), "big") or 1
+    return random.getrandbits(128) or 1
 
 
 def new_span_id() -> int:
     """Returns 64 random bits, never 0."""
-    return int.from_bytes(os.urandom(8), "big") or 1
+    return random.getrandbits(64) or 1
 
 
 def format_traceparent(trace_id: int, span_id: int) -> str:

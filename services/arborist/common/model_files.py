@@ -145,7 +145,7 @@ def tensor_digest(tensor: Tensor) -> str:
     the worker runs in, so that a draft and a target can be compared.
     """
     raw = tensor.contiguous().reshape(-1).view(uint8).numpy()
-    return hashlib.sha256(raw).hexdigest()
+    return hashlib.sha256(raw.data).hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

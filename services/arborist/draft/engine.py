@@ -1,0 +1,562 @@
+"""The EAGLE draft engine: true pairs, tree expansion and the KV of its sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from arborist.common.model_files import ModelFiles
+from arborist.core.engine import (
+    DraftOpen,
+    DraftOutcome,
+    DraftWork,
+    Expand,
+    Extend,
+    Extended,
+    ModelInfo,
+    SessionKey,
+)
+from arborist.core.errors import (
+    ArboristError,
+    InvalidArgumentError,
+    SessionFailedError,
+    UnknownSessionError,
+)
+from arborist.core.features import FeatureSpec
+from arborist.core.shape import MAX_DEPTH, MAX_TOP_K
+from arborist.core.tree import Level
+from arborist.draft.checkpoint import (
+    TargetVocabulary,
+    check_fit,
+    load_target_vocabulary,
+    read_head,
+)
+from arborist.draft.head import EagleHead
+from arborist.draft.kv import KvPool, KvRegion
+
+SCRATCH_TOKENS = (MAX_DEPTH - 1) * MAX_TOP_K
+"""KV positions every session keeps for the nodes of one tree: all levels that may be expanded."""
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+Mask: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class _Tree:
+    """The newest level of a session's tree.
+
+    Attributes:
+        level: Its candidates; the next Expand names some of them.
+        states: The head's output at the nodes whose children the candidates are, (rows, H).
+        mask: Additive, (rows, scratch nodes so far): which of them each of those nodes sees.
+        num_levels: Levels so far; the root's children are level 1.
+    """
+
+    level: Level
+    states: Tensor
+    mask: Mask
+    num_levels: int = 1
+
+
+@dataclass(slots=True)
+class _Session:
+    """State of one session.
+
+    Attributes:
+        region: Its KV: num_pairs true pairs, then the scratch of the tree.
+        max_length: Most pairs.
+        num_pairs: True pairs held.
+        tree: None until an Extend has given level 1.
+    """
+
+    region: KvRegion
+    max_length: int
+    num_pairs: int = 0
+    tree: _Tree | None = None
+
+
+@dataclass(slots=True)
+class _Plan:
+    """One checked item, as rows of the forward.
+
+    Attributes:
+        index: Place in the batch.
+        work: The item.
+        session: Its session.
+        tokens: One per row.
+        features: (rows, H), the engine's device and dtype.
+        positions: Draft position of each row.
+        kv_begin: Slot of the first row.
+        mask: Additive (rows, trailing slots) over the newest slots; earlier slots are all seen.
+        rows: Its rows in the packed forward.
+    """
+
+    index: int
+    work: DraftWork
+    session: _Session
+    tokens: list[int]
+    features: Tensor
+    positions: list[int]
+    kv_begin: int
+    mask: Mask | None
+    rows: slice = field(default=slice(0, 0))
+
+    @property
+    def kv_end(self) -> int:
+        """Returns the slots the rows may see, their own included."""
+        return self.kv_begin + len(self.tokens)
+
+    @property
+    def level_rows(self) -> range:
+        """Returns the packed rows whose children are wanted."""
+        if isinstance(self.work, Expand):
+            return range(self.rows.start, self.rows.stop)
+        return range(self.rows.stop - 1, self.rows.stop) if self.work.top_k else range(0)
+
+
+class EagleDraftEngine:
+    """An EAGLE-1/2 head with the target's embedding and LM head: core.engine.DraftEngine.
+
+    The lasting KV holds true pairs only (EAGLE-2 as the official code runs it): nodes of a tree
+    are written behind them and forgotten at the next Extend. Called from one thread at a time.
+    """
+
+    def __init__(
+        self,
+        head: EagleHead,
+        embed_tokens: Tensor,
+        lm_head: Tensor,
+        info: ModelInfo,
+        kv_capacity_tokens: int,
+    ) -> None:
+        """Allocates the KV.
+
+        Args:
+            head: On its device, in its dtype.
+            embed_tokens: (V, H), same device and dtype.
+            lm_head: (V, H), same device and dtype.
+            info: What is loaded.
+            kv_capacity_tokens: KV positions of all sessions together; a session takes its
+                max_length and SCRATCH_TOKENS.
+        """
+        self._head = head.eval()
+        self._embed_tokens = embed_tokens
+        self._lm_head = lm_head
+        self._info = info
+        self._device = lm_head.device
+        self._dtype = lm_head.dtype
+        self._kv = KvPool(head.config, kv_capacity_tokens, self._device, self._dtype)
+        self._sessions: dict[SessionKey, _Session] = {}
+
+    @property
+    def info(self) -> ModelInfo:
+        """Returns what is loaded."""
+        return self._info
+
+    @property
+    def feature_spec(self) -> FeatureSpec | None:
+        """Returns EAGLE-1/2's feature: the state after the final norm, in the target's dtype."""
+        return FeatureSpec()
+
+    @property
+    def feature_width(self) -> int:
+        """Returns the width of a feature row."""
+        return self._head.config.hidden_size
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """Returns all KV positions."""
+        return self._kv.capacity
+
+    @property
+    def kv_reserved_tokens(self) -> int:
+        """Returns KV positions reserved by sessions."""
+        return self._kv.reserved
+
+    @property
+    def num_sessions(self) -> int:
+        """Returns the open sessions."""
+        return len(self._sessions)
+
+    def open(self, session: SessionKey, request: DraftOpen) -> int:
+        """Reserves KV; opening an open session drops its old state.
+
+        Returns:
+            Positions reserved, in tokens: max_length and the scratch of one tree.
+        Raises:
+            ResourceExhaustedError: It does not fit now.
+            InvalidArgumentError: max_length is below 1, or would not fit into an empty pool.
+        """
+        if request.max_length < 1:
+            raise InvalidArgumentError("max_length", request.max_length, "at least 1")
+        self.release(session)
+        region = self._kv.reserve(request.max_length + SCRATCH_TOKENS)
+        self._head.rotary.reserve(request.max_length + MAX_DEPTH)
+        self._sessions[session] = _Session(region, request.max_length)
+        return region.length
+
+    def release(self, session: SessionKey) -> None:
+        """Frees everything of the session; unknown sessions are no error."""
+        state = self._sessions.pop(session, None)
+        if state is not None:
+            self._kv.free(state.region)
+
+    def check_integrity(self) -> None:
+        """Checks what must hold between two batches; meant for idle moments.
+
+        Raises:
+            RuntimeError: KV regions overlap, do not add up, or hold more than they may.
+        """
+        self._kv.check_integrity()
+        held = sum(state.region.length for state in self._sessions.values())
+        if held != self._kv.reserved:
+            raise RuntimeError(f"draft KV reserves {self._kv.reserved}, sessions hold {held}")
+        for key, state in self._sessions.items():
+            scratch = 0 if state.tree is None else state.tree.mask.shape[1]
+            if state.num_pairs > state.max_length or scratch > SCRATCH_TOKENS:
+                raise RuntimeError(
+                    f"draft session {key} holds {state.num_pairs} pairs and {scratch} nodes"
+                )
+
+    def run(self, batch: Sequence[DraftWork]) -> list[DraftOutcome]:
+        """Runs one forward over any mix of Extend and Expand, at most one item per session.
+
+        Everything is checked before the forward, and sessions change only after it.
+
+        Args:
+            batch: The items.
+        Returns:
+            One outcome per item, in order: a Level, Extended for an Extend without level, or an
+            error, which concerns that item alone. After an error the session holds the pairs it
+            held; after SessionFailedError of an Extend its tree is gone too.
+        """
+        outcomes: list[DraftOutcome | None] = [None] * len(batch)
+        plans: list[_Plan] = []
+        taken: set[SessionKey] = set()
+        with torch.inference_mode():
+            for index, work in enumerate(batch):
+                try:
+                    if work.session in taken:
+                        raise InvalidArgumentError("session", "repeated", "once in a batch")
+                    plans.append(self._plan(index, work))
+                    taken.add(work.session)
+                except ArboristError as error:
+                    outcomes[index] = error
+            if plans:
+                states = self._forward(plans)
+                for plan, outcome in zip(plans, self._finish(plans, states), strict=True):
+                    outcomes[plan.index] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _plan(self, index: int, work: DraftWork) -> _Plan:
+        session = self._sessions.get(work.session)
+        if session is None:
+            raise UnknownSessionError("the draft has no such session: open it and extend it again")
+        if isinstance(work, Extend):
+            return self._plan_extend(index, work, session)
+        return self._plan_expand(index, work, session)
+
+    def _plan_extend(self, index: int, work: Extend, session: _Session) -> _Plan:
+        count = len(work.tokens)
+        if not count:
+            raise InvalidArgumentError("tokens", 0, "at least one pair")
+        if work.begin != session.num_pairs:
+            raise InvalidArgumentError("begin", work.begin, f"the pairs held, {session.num_pairs}")
+        if work.begin + count > session.max_length:
+            raise InvalidArgumentError(
+                "tokens", count, f"at most {session.max_length - work.begin} more of max_length"
+            )
+        if work.top_k:
+            self._check_top_k(work.top_k)
+        vocab_size = self._info.vocab_size
+        if min(work.tokens) < 0 or max(work.tokens) >= vocab_size:
+            worst = min(work.tokens) if min(work.tokens) < 0 else max(work.tokens)
+            raise InvalidArgumentError("tokens", worst, f"in [0, {vocab_size})")
+        return _Plan(
+            index,
+            work,
+            session,
+            work.tokens,
+            self._take_features(work),
+            list(range(work.begin, work.begin + count)),
+            work.begin,
+            _causal_mask(count) if count > 1 else None,
+        )
+
+    def _take_features(self, work: Extend) -> Tensor:
+        features = work.features
+        if features is None:
+            raise InvalidArgumentError("features", "none", "one row per token")
+        shape = (len(work.tokens), self.feature_width)
+        if tuple(features.shape) != shape:
+            raise InvalidArgumentError("features", tuple(features.shape), f"of shape {shape}")
+        if features.dtype not in DTYPES.values():
+            raise InvalidArgumentError("features", features.dtype, f"one of {list(DTYPES)}")
+        converted = features.to(self._device, self._dtype)
+        # After the conversion: what is finite in fp32 may overflow fp16.
+        if not bool(converted.isfinite().all()):
+            raise InvalidArgumentError("features", "NaN or infinite", "finite")
+        return converted
+
+    def _plan_expand(self, index: int, work: Expand, session: _Session) -> _Plan:
+        tree = session.tree
+        if tree is None:
+            raise InvalidArgumentError("rows", len(work.rows), "sent after a level was returned")
+        if tree.num_levels >= MAX_DEPTH:
+            raise InvalidArgumentError("levels", tree.num_levels + 1, f"at most {MAX_DEPTH}")
+        self._check_top_k(work.top_k)
+        count, candidates = len(work.rows), tree.level.tokens.size
+        if not 1 <= count <= MAX_TOP_K:
+            raise InvalidArgumentError("rows", count, f"between 1 and {MAX_TOP_K} of them")
+        if min(work.rows) < 0 or max(work.rows) >= candidates:
+            worst = min(work.rows) if min(work.rows) < 0 else max(work.rows)
+            raise InvalidArgumentError("rows", worst, f"in [0, {candidates})")
+        if len(set(work.rows)) != count:
+            raise InvalidArgumentError("rows", "repeated", "distinct")
+        rows = np.asarray(work.rows)
+        parents = rows // tree.level.tokens.shape[1]
+        features = tree.states.index_select(0, torch.from_numpy(parents).to(self._device))
+        # Level i (0-based) stands at position pairs + i, all its nodes alike (EAGLE-2, code).
+        position = session.num_pairs + tree.num_levels - 1
+        return _Plan(
+            index,
+            work,
+            session,
+            tree.level.tokens.reshape(-1)[rows].tolist(),
+            features,
+            [position] * count,
+            session.num_pairs + tree.mask.shape[1],
+            _tree_mask(tree.mask, parents),
+        )
+
+    def _check_top_k(self, top_k: int) -> None:
+        limit = min(MAX_TOP_K, self._info.vocab_size)
+        if not 1 <= top_k <= limit:
+            raise InvalidArgumentError("top_k", top_k, f"in [1, {limit}]")
+
+    def _forward(self, plans: list[_Plan]) -> Tensor:
+        """Runs the head over the packed rows of all plans; returns its states, (R, H)."""
+        begin = 0
+        for plan in plans:
+            plan.rows = slice(begin, begin + len(plan.tokens))
+            begin = plan.rows.stop
+        packed = [[*plan.tokens] for plan in plans], [plan.positions for plan in plans]
+        ids, positions = (
+            torch.tensor([value for part in parts for value in part], dtype=torch.int64)
+            for parts in packed
+        )
+        ids, positions = ids.to(self._device), positions.to(self._device)  # [R], [R]
+        features = [plan.features for plan in plans]
+        attention = _BatchAttention(self._kv, plans)
+        states: Tensor = self._head(
+            F.embedding(ids, self._embed_tokens),
+            features[0] if len(features) == 1 else torch.cat(features),
+            positions,
+            attention.attend,
+        )
+        return states
+
+    def _finish(self, plans: list[_Plan], states: Tensor) -> list[DraftOutcome]:
+        """Turns states into levels and lets the sessions change."""
+        levels = self._levels(plans, states)
+        outcomes: list[DraftOutcome] = []
+        for plan in plans:
+            level = levels.get(plan.index)
+            if level is not None and not bool(np.isfinite(level[1]).all()):
+                if isinstance(plan.work, Extend):
+                    plan.session.tree = None  # Its scratch has been written over.
+                outcomes.append(SessionFailedError("the draft's log-probs are not finite"))
+                continue
+            outcomes.append(_commit(plan, states, None if level is None else Level(*level)))
+        return outcomes
+
+    def _levels(
+        self, plans: list[_Plan], states: Tensor
+    ) -> dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """Returns tokens and log-probs, each (rows, top_k), of the plans that want a level."""
+        wanted = [plan for plan in plans if len(plan.level_rows)]
+        if not wanted:
+            return {}
+        rows = [row for plan in wanted for row in plan.level_rows]
+        if len(rows) < states.shape[0]:
+            states = states.index_select(0, torch.tensor(rows).to(self._device))
+        logits = F.linear(states, self._lm_head).float()  # [R, V]
+        logprobs = F.log_softmax(logits, dim=-1)
+        found: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = {}
+        # One top-k per width: a wider one may break ties at the cut another way.
+        for top_k in sorted({plan.work.top_k for plan in wanted}):
+            best = logprobs.topk(top_k, dim=-1)  # [R, k]
+            tokens, values = _order_ties(best.indices.cpu().numpy(), best.values.cpu().numpy())
+            begin = 0
+            for plan in wanted:
+                end = begin + len(plan.level_rows)
+                if plan.work.top_k == top_k:
+                    found[plan.index] = tokens[begin:end], values[begin:end]
+                begin = end
+        return found
+
+
+class _BatchAttention:
+    """Attention of one forward: each plan's rows over its own session's KV."""
+
+    def __init__(self, kv: KvPool, plans: list[_Plan]) -> None:
+        self._kv = kv
+        self._plans = plans
+        self._masks: dict[int, Tensor] = {}
+
+    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Implements `Attend`: writes the rows' KV, then attends session by session."""
+        outputs = [
+            self._attend_one(plan, layer_index, query[plan.rows], key[plan.rows], value[plan.rows])
+            for plan in self._plans
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _attend_one(
+        self, plan: _Plan, layer_index: int, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        region = plan.session.region
+        self._kv.write(layer_index, region, plan.kv_begin, key, value)
+        keys, values = self._kv.view(layer_index, region, plan.kv_end)  # [S, kv_heads, hd]
+        output = F.scaled_dot_product_attention(
+            query.transpose(0, 1).unsqueeze(0),  # [1, heads, R, hd]
+            keys.transpose(0, 1).unsqueeze(0),  # [1, kv_heads, S, hd]
+            values.transpose(0, 1).unsqueeze(0),
+            attn_mask=self._mask(plan, query),
+            enable_gqa=True,
+        )
+        return output[0].transpose(0, 1).reshape(query.shape[0], -1)  # [R, heads * hd]
+
+    def _mask(self, plan: _Plan, query: Tensor) -> Tensor | None:
+        """Returns the additive mask (R, S): everything before the masked tail is seen."""
+        if plan.mask is None:
+            return None
+        mask = self._masks.get(plan.index)
+        if mask is None:
+            mask = query.new_zeros((query.shape[0], plan.kv_end))
+            mask[:, plan.kv_end - plan.mask.shape[1] :] = torch.from_numpy(plan.mask)
+            self._masks[plan.index] = mask
+        return mask
+
+
+def _commit(plan: _Plan, states: Tensor, level: Level | None) -> DraftOutcome:
+    session = plan.session
+    if isinstance(plan.work, Extend):
+        session.num_pairs += len(plan.tokens)
+        session.tree = None
+        if level is None:
+            return Extended(session.num_pairs)
+        last = plan.rows.stop - 1
+        no_scratch = np.zeros((1, 0), dtype=np.float32)
+        # The clone lets go of the other rows of the forward.
+        session.tree = _Tree(level, states[last : last + 1].clone(), no_scratch)
+        return level
+    if session.tree is None or plan.mask is None or level is None:
+        raise RuntimeError("an Expand needs a tree and gives a level")
+    depth = session.tree.num_levels + 1
+    session.tree = _Tree(level, states[plan.rows].clone(), plan.mask, depth)
+    return level
+
+
+def _causal_mask(count: int) -> Mask:
+    return np.triu(np.full((count, count), -np.inf, dtype=np.float32), 1)
+
+
+def _tree_mask(seen: Mask, parents: npt.NDArray[np.int64]) -> Mask:
+    """Returns the mask of a new level: what the parent saw, and the node itself.
+
+    Args:
+        seen: Additive, (rows of the newest level's parents, scratch nodes so far).
+        parents: Row of each new node's parent, (R,).
+    Returns:
+        Additive, (R, scratch nodes so far + R).
+    """
+    count, width = len(parents), seen.shape[1]
+    mask = np.full((count, width + count), -np.inf, dtype=np.float32)
+    mask[:, :width] = seen[parents]
+    mask[np.arange(count), width + np.arange(count)] = 0.0
+    return mask
+
+
+def _order_ties(
+    tokens: npt.NDArray[np.int64], values: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Orders every row by (value descending, token ascending); ties are rare, so looked for."""
+    if not bool((values[:, 1:] == values[:, :-1]).any()):
+        return tokens, values
+    order = np.lexsort((tokens, -values), axis=-1)
+    return np.take_along_axis(tokens, order, -1), np.take_along_axis(values, order, -1)
+
+
+def load_draft(
+    head_path: str | Path,
+    target_path: str | Path,
+    *,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    kv_capacity_tokens: int,
+    revision: str | None = None,
+    target_revision: str | None = None,
+    name: str | None = None,
+) -> EagleDraftEngine:
+    """Loads a head and what it borrows from its target: embedding and LM head only.
+
+    Args:
+        head_path: Folder or hub name of the head.
+        target_path: Folder or hub name of the target.
+        device: "cpu" or "cuda:N".
+        dtype: float32, bfloat16 or float16.
+        kv_capacity_tokens: KV positions of all sessions together.
+        revision: Revision of a hub head.
+        target_revision: Revision of a hub target.
+        name: Served name; the last part of head_path unless given.
+    Raises:
+        InvalidArgumentError: No such model, or an unknown dtype.
+        MismatchError: The head is broken, of another format, or belongs to another target; names
+            the tensor.
+    """
+    torch_dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if torch_dtype is None or torch_dtype not in DTYPES.values():
+        raise InvalidArgumentError("dtype", dtype, f"one of {list(DTYPES)}")
+    files = ModelFiles(head_path, revision)
+    head, embedding = read_head(files, torch_dtype)
+    target = load_target_vocabulary(target_path, revision=target_revision)
+    check_fit(head, target)
+    place = torch.device(device)
+    lm_head = target.lm_head.to(place, torch_dtype)
+    embed_tokens = _embedding(target, embedding, lm_head)
+    tables = lm_head.numel() if embed_tokens is lm_head else 2 * lm_head.numel()
+    info = ModelInfo(
+        name=name or Path(head_path).name,
+        digest=files.digest(),
+        vocab_size=target.vocab_size,
+        hidden_size=target.hidden_size,
+        num_layers=head.config.num_layers,
+        context_length=target.context_length,
+        num_parameters=sum(one.numel() for one in head.parameters()) + tables,
+        dtype=str(torch_dtype).removeprefix("torch."),
+        eos_token_ids=target.eos_token_ids,
+        embedding_digest=target.embedding_digest,
+    )
+    return EagleDraftEngine(head.to(place), embed_tokens, lm_head, info, kv_capacity_tokens)
+
+
+def _embedding(target: TargetVocabulary, own: Tensor | None, lm_head: Tensor) -> Tensor:
+    """Returns the table the head embeds with: its own copy if it has one, else the target's."""
+    table = target.embed_tokens if own is None else own.to(target.embed_tokens.dtype)
+    if target.lm_head is target.embed_tokens and torch.equal(table, target.embed_tokens):
+        return lm_head  # Tied: one table serves both ends.
+    return table.to(lm_head.device, lm_head.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -101,7 +101,7 @@ class _Plan:
         positions: Draft position of each row.
         kv_begin: Slot of the first row.
         mask: Additive (rows, trailing slots) over the newest slots; earlier slots are all seen.
-        rows: Its rows in the packed forward.
+        first_row: Its first row in the packed forward.
     """
 
     index: int
@@ -112,12 +112,17 @@ class _Plan:
     positions: list[int]
     kv_begin: int
     mask: Mask | None
-    rows: slice = field(default=slice(0, 0))
+    first_row: int = 0
 
     @property
     def kv_end(self) -> int:
         """Returns the slots the rows may see, their own included."""
         return self.kv_begin + len(self.tokens)
+
+    @property
+    def rows(self) -> slice:
+        """Returns its rows in the packed forward."""
+        return slice(self.first_row, self.first_row + len(self.tokens))
 
     @property
     def level_rows(self) -> range:
@@ -351,8 +356,8 @@ class EagleDraftEngine:
         """Runs the head over the packed rows of all plans; returns its states, (R, H)."""
         begin = 0
         for plan in plans:
-            plan.rows = slice(begin, begin + len(plan.tokens))
-            begin = plan.rows.stop
+            plan.first_row = begin
+            begin += len(plan.tokens)
         packed = [[*plan.tokens] for plan in plans], [plan.positions for plan in plans]
         ids, positions = (
             torch.tensor([value for part in parts for value in part], dtype=torch.int64)

@@ -1,0 +1,239 @@
+"""A target worker over gRPC."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import grpc.aio
+
+from arborist.common import target_wire, wire
+from arborist.common.attach import StreamLane
+from arborist.common.command import FeaturesRead, Opened
+from arborist.common.command import Reply as WireReply
+from arborist.common.target_wire import TargetAnswer
+from arborist.common.worker_info import WorkerInfo
+from arborist.core.engine import ModelInfo, Prefill, PrefillResult, TargetOpen, Verify, VerifyResult
+from arborist.core.errors import (
+    ArboristError,
+    InvalidArgumentError,
+    SessionFailedError,
+    UnavailableError,
+)
+from arborist.core.stamp import Stamp
+from arborist.core.tensor import RawTensor
+from arborist.core.tree import VerifyTree
+from arborist.orchestrator.links import Features, PrefilledChunk, Reply, Verified
+from arborist.orchestrator.stream import StreamWire
+from arborist.orchestrator.worker_connection import WorkerConnection, WorkerProtocol
+from arborist.v1 import target_pb2, target_pb2_grpc
+
+AnswerT = TypeVar("AnswerT")
+
+
+async def _get_info(channel: grpc.aio.Channel, timeout_s: float) -> WorkerInfo:
+    stub = target_pb2_grpc.TargetServiceStub(channel)
+    reply = await stub.GetInfo(target_pb2.TargetServiceGetInfoRequest(), timeout=timeout_s)
+    return wire.worker_info_from_pb(reply.info)
+
+
+def target_protocol() -> WorkerProtocol[target_pb2.TargetCommand, TargetAnswer, WorkerInfo]:
+    """Returns how to talk to target workers."""
+    return WorkerProtocol(
+        wire=StreamWire(
+            kind="target",
+            connect=lambda channel: target_pb2_grpc.TargetServiceStub(channel).Connect(),
+            attach_frame=target_wire.attach_frame,
+            command_frame=target_wire.command_frame,
+            read_frame=target_wire.read_frame,
+        ),
+        get_info=_get_info,
+        worker_of=lambda info: info,
+        release=target_wire.release_command,
+    )
+
+
+class GrpcTargetLink:
+    """One target worker; implements `links.TargetLink`.
+
+    Attributes:
+        sessions: Ids of the sessions open here, as far as this controller knows.
+    """
+
+    def __init__(
+        self,
+        connection: WorkerConnection[target_pb2.TargetCommand, TargetAnswer, WorkerInfo],
+    ) -> None:
+        """Wraps a connection; whoever made it closes it."""
+        self.connection = connection
+        self.sessions: set[str] = set()
+
+    @property
+    def info(self) -> ModelInfo:
+        """Returns what the worker holds.
+
+        Raises:
+            UnavailableError: It never answered.
+        """
+        info = self.connection.info
+        if info is None:
+            raise UnavailableError("the target worker is not connected")
+        return info.model
+
+    async def open(
+        self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float
+    ) -> None:
+        """Reserves the session; whatever ends the wait early also frees it again."""
+        self.sessions.add(session_id)
+        try:
+            replies = await self.connection.ask(
+                StreamLane.ROUND,
+                lambda command_id: target_wire.open_command(command_id, session_id, epoch, request),
+                deadline_s,
+            )
+            _answer(replies, Opened)
+        except BaseException as error:
+            if isinstance(error, UnavailableError):
+                self.connection.refusing = True  # Draining; the next look tells more.
+            self.release(session_id)
+            raise
+
+    async def prefill(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        begin: int,
+        tokens: list[int],
+        *,
+        last: bool,
+        want_features: bool,
+        traceparent: str,
+        deadline_s: float,
+    ) -> Reply[PrefilledChunk]:
+        """Runs a chunk of the prompt, on the bulk lane."""
+        work = Prefill(("", session_id), begin, tokens, last, want_features)
+        replies = await self.connection.ask(
+            StreamLane.BULK,
+            lambda command_id: target_wire.prefill_command(command_id, stamp, work, traceparent),
+            deadline_s,
+        )
+        results = [_answer([reply], PrefillResult) for reply in replies]
+        features = None
+        if want_features:
+            features = _join([(one.begin, one.features) for one in results], begin, len(tokens))
+        root = results[-1].root
+        if last and (root is None or not 0 <= root < self.info.vocab_size):
+            raise _broken("prefill: no root inside the vocabulary")
+        chunk = PrefilledChunk(features, root if last else None)
+        return Reply(chunk, replies[-1].queue_ms, replies[-1].compute_ms)
+
+    async def verify(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        committed_length: int,
+        root: int,
+        tree: VerifyTree,
+        *,
+        want_features: bool,
+        want_node_tokens: bool,
+        traceparent: str,
+        deadline_s: float,
+    ) -> Reply[Verified]:
+        """Verifies a tree."""
+        work = Verify(
+            ("", session_id),
+            committed_length,
+            root,
+            tree.tokens,
+            tree.parent_indices,
+            want_features,
+            want_node_tokens,
+        )
+        replies = await self.connection.ask(
+            StreamLane.ROUND,
+            lambda command_id: target_wire.verify_command(command_id, stamp, work, traceparent),
+            deadline_s,
+        )
+        result = _answer(replies, VerifyResult)
+        self._check(result, work)
+        verified = Verified(
+            result.accepted_nodes,
+            result.bonus,
+            result.features if want_features else None,
+            result.node_tokens,
+            result.min_margin,
+        )
+        return Reply(verified, replies[-1].queue_ms, replies[-1].compute_ms)
+
+    async def read_features(
+        self, session_id: str, begin: int, end: int, deadline_s: float
+    ) -> Reply[Features]:
+        """Reads stored features, on the bulk lane."""
+        replies = await self.connection.ask(
+            StreamLane.BULK,
+            lambda command_id: target_wire.read_features_command(
+                command_id, session_id, begin, end
+            ),
+            deadline_s,
+        )
+        parts = [_answer([reply], FeaturesRead) for reply in replies]
+        features = _join([(one.begin, one.features) for one in parts], begin, end - begin)
+        return Reply(features, replies[-1].queue_ms, replies[-1].compute_ms)
+
+    def release(self, session_id: str) -> None:
+        """Frees the session; fire and forget, never raises."""
+        self.sessions.discard(session_id)
+        self.connection.release(session_id)
+
+    def _check(self, result: VerifyResult, work: Verify) -> None:
+        """Refuses an outcome that is no path of the tree that was sent."""
+        parent = 0
+        for node in result.accepted_nodes:
+            if node > len(work.tokens) or work.parent_indices[node - 1] != parent:
+                raise _broken("verify: accepted nodes are no path of the tree")
+            parent = node
+        vocab_size = self.info.vocab_size
+        if not 0 <= result.bonus < vocab_size:
+            raise _broken("verify: the bonus token is outside the vocabulary")
+        if work.want_features and result.features is None:
+            raise _broken("verify: features are missing")
+        if work.want_node_tokens and (
+            len(result.node_tokens) != 1 + len(work.tokens)
+            or not all(0 <= token < vocab_size for token in result.node_tokens)
+        ):
+            raise _broken("verify: node tokens do not fit the tree")
+
+
+def _answer(replies: list[WireReply[TargetAnswer]], kind: type[AnswerT]) -> AnswerT:
+    """Returns the single answer of the expected kind, or raises the worker's error."""
+    outcome = replies[-1].outcome
+    if isinstance(outcome, kind) and len(replies) == 1:
+        return outcome
+    for reply in replies:
+        if isinstance(reply.outcome, InvalidArgumentError) and kind is not Opened:
+            # A malformed result, or a command refused that was ours to get right.
+            raise _broken(reply.outcome.message)
+        if isinstance(reply.outcome, ArboristError):
+            raise reply.outcome
+    raise _broken(f"expected one {kind.__name__}, got {len(replies)} x {type(outcome).__name__}")
+
+
+def _join(parts: list[tuple[int, object]], begin: int, rows: int) -> RawTensor:
+    """Joins feature parts that must follow each other from `begin` on."""
+    tensors: list[RawTensor] = []
+    end = begin
+    for part_begin, features in parts:
+        if not isinstance(features, RawTensor) or part_begin != end:
+            raise _broken("features are missing or out of order")
+        tensors.append(features)
+        end += len(features)
+    if end != begin + rows:
+        raise _broken(f"{end - begin} feature rows instead of {rows}")
+    try:
+        return wire.join_rows(tensors)
+    except InvalidArgumentError as error:
+        raise _broken(error.message) from None
+
+
+def _broken(what: str) -> SessionFailedError:
+    return SessionFailedError(f"the target worker broke its contract: {what}")

@@ -1,0 +1,281 @@
+"""One lane of a worker: a long-lived bidirectional `Connect` stream that carries commands.
+
+Every command that became ready in one tick of the event loop travels in one frame. There is one
+writer and one reader; a command costs a future and a timer, never a task. A stream lives once:
+when it is lost everything pending fails and a new stream takes its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+
+from arborist.common.attach import PROTOCOL_VERSION, Attach, Attached
+from arborist.common.command import Reply
+from arborist.common.errors import error_from_call
+from arborist.core.errors import ArboristError, DeadlineError, MismatchError, UnavailableError
+
+CommandT = TypeVar("CommandT")
+AnswerT = TypeVar("AnswerT")
+
+# The contract allows 256; but features come in parts of 256 KiB, and 16 MiB is the message limit.
+_MAX_FRAME_COMMANDS = 32
+
+BuildCommand: TypeAlias = Callable[[int], CommandT]
+"""Builds the message of a command once its id is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWire(Generic[CommandT, AnswerT]):
+    """What a stream needs to know of one worker kind's protocol.
+
+    Attributes:
+        kind: "target" or "draft", for messages.
+        connect: Starts the call.
+        attach_frame: First frame.
+        command_frame: Frame of commands.
+        read_frame: What a frame from the worker carries.
+    """
+
+    kind: str
+    connect: Callable[[grpc.aio.Channel], grpc.aio.StreamStreamCall[Any, Any]]
+    attach_frame: Callable[[Attach], Any]
+    command_frame: Callable[[Iterable[CommandT]], Any]
+    read_frame: Callable[[Any], Attached | list[Reply[AnswerT]]]
+
+
+@dataclass(slots=True)
+class _Asked(Generic[AnswerT]):
+    """A command whose caller waits."""
+
+    answer: asyncio.Future[list[Reply[AnswerT]]]
+    timer: asyncio.TimerHandle
+    frames_before: int
+    parts: list[Reply[AnswerT]] = field(default_factory=list)
+
+
+class CommandStream(Generic[CommandT, AnswerT]):
+    """An attached stream; make one with `open_stream`.
+
+    Attributes:
+        attached: What the worker answered to Attach.
+        lost: Done once the stream is over; never fails.
+        num_late: Results that came after their deadline and were dropped.
+    """
+
+    def __init__(
+        self,
+        wire: StreamWire[CommandT, AnswerT],
+        call: grpc.aio.StreamStreamCall[Any, Any],
+        attached: Attached,
+    ) -> None:
+        """Starts reader and writer.
+
+        Args:
+            wire: Protocol of the worker.
+            call: The call, attached.
+            attached: The worker's answer.
+        """
+        self._wire = wire
+        self._call = call
+        self._loop = asyncio.get_running_loop()
+        self._ids = itertools.count(1)
+        self._asked: dict[int, _Asked[AnswerT]] = {}
+        self._told: dict[int, Callable[[], None]] = {}
+        self._outbox: list[CommandT] = []
+        self._wake: asyncio.Future[None] | None = None
+        self._failure: str | None = None
+        self._num_frames = 0
+        self.attached = attached
+        self.lost: asyncio.Future[None] = self._loop.create_future()
+        self.num_late = 0
+        # Set by a deadline that passed without any frame since its command; cleared by a frame.
+        self.silent = False
+        self._tasks = [
+            self._loop.create_task(self._read(), name=f"{wire.kind}-reader"),
+            self._loop.create_task(self._write(), name=f"{wire.kind}-writer"),
+        ]
+
+    async def ask(self, build: BuildCommand[CommandT], deadline_s: float) -> list[Reply[AnswerT]]:
+        """Sends a command and waits for its answer.
+
+        Args:
+            build: Makes the message from its command id.
+            deadline_s: Seconds the worker has; a result after that is dropped and counted.
+        Returns:
+            The parts of the answer in order, at least one; only the last may hold an error.
+        Raises:
+            DeadlineError: The worker did not answer in time.
+            UnavailableError: The stream is lost.
+        Cancellation: the answer is dropped when it comes.
+        """
+        if self._failure is not None:
+            raise UnavailableError(self._failure)
+        command_id = next(self._ids)
+        command = build(command_id)
+        asked = _Asked[AnswerT](
+            self._loop.create_future(),
+            self._loop.call_later(deadline_s, self._expire, command_id, deadline_s),
+            self._num_frames,
+        )
+        self._asked[command_id] = asked
+        self._send(command)
+        try:
+            return await asked.answer
+        finally:
+            asked.timer.cancel()
+            self._asked.pop(command_id, None)
+
+    def tell(self, build: BuildCommand[CommandT], done: Callable[[], None]) -> None:
+        """Sends a command nobody waits for.
+
+        Args:
+            build: Makes the message from its command id.
+            done: Called once the worker answered, whatever it said; never when the stream is lost.
+        """
+        if self._failure is None:
+            command_id = next(self._ids)
+            self._told[command_id] = done
+            self._send(build(command_id))
+
+    async def aclose(self) -> None:
+        """Ends the stream; whoever still waits gets UnavailableError."""
+        self._fail(f"the {self._wire.kind} worker was disconnected")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- out -------------------------------------------------------------------------------
+
+    def _send(self, command: CommandT) -> None:
+        self._outbox.append(command)
+        if self._wake is not None and not self._wake.done():
+            # The writer resumes after the callbacks that are ready now, so what they send joins.
+            self._wake.set_result(None)
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                if not self._outbox:
+                    self._wake = self._loop.create_future()
+                    await self._wake
+                batch = self._outbox[:_MAX_FRAME_COMMANDS]
+                del self._outbox[:_MAX_FRAME_COMMANDS]
+                await self._call.write(self._wire.command_frame(batch))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            self._fail(f"the {self._wire.kind} worker is gone")
+
+    # ---- in --------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        reason = f"the {self._wire.kind} worker is gone"
+        try:
+            while True:
+                frame = await self._call.read()
+                if frame is grpc.aio.EOF:
+                    reason = f"the {self._wire.kind} worker ended the stream"
+                    break
+                self._num_frames += 1
+                self.silent = False
+                replies = self._wire.read_frame(frame)
+                if isinstance(replies, Attached):
+                    continue
+                for reply in replies:
+                    self._take(reply)
+        except grpc.aio.AioRpcError as error:
+            reason = f"{reason}: {error_from_call(error).message}"
+        except ArboristError as error:
+            reason = f"the {self._wire.kind} worker sent a frame that breaks the contract: {error}"
+        finally:
+            self._fail(reason)
+
+    def _take(self, reply: Reply[AnswerT]) -> None:
+        asked = self._asked.get(reply.command_id)
+        if asked is None:
+            done = self._told.pop(reply.command_id, None)
+            if done is not None:
+                done()
+            else:
+                self.num_late += 1
+            return
+        asked.parts.append(reply)
+        if not reply.more and not asked.answer.done():
+            asked.answer.set_result(asked.parts)
+
+    def _expire(self, command_id: int, deadline_s: float) -> None:
+        asked = self._asked.get(command_id)
+        if asked is None or asked.answer.done():
+            return
+        self.silent = self.silent or self._num_frames == asked.frames_before
+        kind, limit_ms = self._wire.kind, round(deadline_s * 1e3)
+        asked.answer.set_exception(
+            DeadlineError(f"the {kind} worker did not answer within {limit_ms} ms")
+        )
+
+    def _fail(self, reason: str) -> None:
+        if self._failure is not None:
+            return
+        self._failure = reason
+        self._call.cancel()
+        self._outbox.clear()
+        self._told.clear()
+        for asked in self._asked.values():
+            if not asked.answer.done():
+                # One exception each: a shared one would collect every waiter's traceback.
+                asked.answer.set_exception(UnavailableError(reason))
+        self.lost.set_result(None)
+
+
+async def open_stream(
+    wire: StreamWire[CommandT, AnswerT],
+    channel: grpc.aio.Channel,
+    attach: Attach,
+    timeout_s: float,
+) -> CommandStream[CommandT, AnswerT]:
+    """Connects and attaches.
+
+    Args:
+        wire: Protocol of the worker.
+        channel: Used by this stream alone, so that lanes never share a connection.
+        attach: First message.
+        timeout_s: Seconds until the worker must have answered.
+    Returns:
+        The stream, ready for commands.
+    Raises:
+        UnavailableError: Nobody answers there.
+        MismatchError: The worker speaks another protocol or holds another model.
+        ArboristError: What else the worker refused with.
+    """
+    call = wire.connect(channel)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await call.write(wire.attach_frame(attach))
+            frame = await call.read()
+        if frame is grpc.aio.EOF:
+            raise UnavailableError(f"the {wire.kind} worker ended the stream")
+        attached = wire.read_frame(frame)
+        if not isinstance(attached, Attached):
+            raise MismatchError(f"the {wire.kind} worker did not answer Attach first")
+        if attached.protocol_version != PROTOCOL_VERSION:
+            raise MismatchError(
+                f"the {wire.kind} worker speaks protocol {attached.protocol_version}, "
+                f"this controller {PROTOCOL_VERSION}"
+            )
+        return CommandStream(wire, call, attached)
+    except TimeoutError:
+        call.cancel()
+        raise UnavailableError(f"the {wire.kind} worker did not answer Attach") from None
+    except grpc.aio.AioRpcError as error:
+        raise error_from_call(error) from None
+    except asyncio.InvalidStateError:
+        # The call was over before the first write; its status says why.
+        raise UnavailableError(f"the {wire.kind} worker cannot be reached") from None
+    except BaseException:
+        call.cancel()
+        raise

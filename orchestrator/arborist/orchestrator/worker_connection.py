@@ -1,0 +1,287 @@
+"""A worker as the controller holds on to it: both lanes, what it says of itself, reconnection."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import grpc
+import grpc.aio
+
+from arborist.common.attach import Attach, StreamLane
+from arborist.common.command import Reply
+from arborist.common.errors import error_from_call
+from arborist.common.worker_info import WorkerInfo
+from arborist.core.errors import ArboristError, MismatchError, UnavailableError
+from arborist.orchestrator.stream import BuildCommand, CommandStream, StreamWire, open_stream
+
+CommandT = TypeVar("CommandT")
+AnswerT = TypeVar("AnswerT")
+InfoT = TypeVar("InfoT")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionSettings:
+    """How a worker is reached.
+
+    Attributes:
+        connect_timeout_s: Until a worker must have answered GetInfo and Attach.
+        backoff_first_s: Pause before the first new try; doubles with every failure, jittered.
+        backoff_max_s: Longest pause.
+        refresh_s: Between two looks at load and draining.
+        keepalive_ms: Between two pings of an idle connection, and how long one may take.
+        max_message_bytes: Largest frame either way.
+    """
+
+    connect_timeout_s: float = 5.0
+    backoff_first_s: float = 0.05
+    backoff_max_s: float = 2.0
+    refresh_s: float = 2.0
+    keepalive_ms: int = 10_000
+    max_message_bytes: int = 16 << 20
+
+    def channel_options(self, lane: StreamLane) -> list[tuple[str, int | str]]:
+        """Returns gRPC options of a lane's own channel."""
+        first_ms, max_ms = round(self.backoff_first_s * 1e3), round(self.backoff_max_s * 1e3)
+        return [
+            # Channels with equal options share a connection: a long prompt would delay rounds.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("arborist.lane", lane.value),
+            ("grpc.max_send_message_length", self.max_message_bytes),
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            ("grpc.keepalive_time_ms", self.keepalive_ms),
+            ("grpc.keepalive_timeout_ms", self.keepalive_ms),
+            # Without it a frozen peer is not noticed at all (measured with grpcio 1.85.1).
+            ("grpc.http2.ping_timeout_ms", self.keepalive_ms),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.initial_reconnect_backoff_ms", max(first_ms, 100)),
+            ("grpc.min_reconnect_backoff_ms", max(first_ms, 100)),
+            ("grpc.max_reconnect_backoff_ms", max(max_ms, 100)),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProtocol(Generic[CommandT, AnswerT, InfoT]):
+    """What differs between target and draft workers.
+
+    Attributes:
+        wire: Their streams.
+        get_info: Asks what a worker holds, within a timeout in seconds.
+        worker_of: The part of the answer both kinds have.
+        release: Message that frees a session: (command_id, session_id).
+    """
+
+    wire: StreamWire[CommandT, AnswerT]
+    get_info: Callable[[grpc.aio.Channel, float], Awaitable[InfoT]]
+    worker_of: Callable[[InfoT], WorkerInfo]
+    release: Callable[[int, str], CommandT]
+
+
+class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
+    """Keeps both lanes of one worker attached until closed.
+
+    Attributes:
+        address: host:port.
+        refusing: Whether the worker refuses new sessions, as far as known.
+    """
+
+    def __init__(
+        self,
+        protocol: WorkerProtocol[CommandT, AnswerT, InfoT],
+        address: str,
+        controller_id: str,
+        settings: ConnectionSettings,
+        on_change: Callable[[], None],
+    ) -> None:
+        """Prepares; `start` connects.
+
+        Args:
+            protocol: Kind of worker.
+            address: host:port.
+            controller_id: Scope of our session ids.
+            settings: Times and sizes.
+            on_change: Called whenever the worker came, went or changed.
+        """
+        self._protocol = protocol
+        self._controller_id = controller_id
+        self._settings = settings
+        self._on_change = on_change
+        self._channels: dict[StreamLane, grpc.aio.Channel] = {}
+        self._streams: dict[StreamLane, CommandStream[CommandT, AnswerT]] = {}
+        self._info: InfoT | None = None
+        self._worker_id = ""
+        self._releases: dict[str, None] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._last_failure = ""
+        self._num_late = 0
+        self.address = address
+        self.refusing = False
+
+    @property
+    def info(self) -> InfoT | None:
+        """Returns what the worker said last; None before it ever answered."""
+        return self._info
+
+    @property
+    def attached(self) -> bool:
+        """Returns whether both lanes are up."""
+        return len(self._streams) == len(StreamLane)
+
+    @property
+    def usable(self) -> bool:
+        """Returns whether a new session may try this worker."""
+        return (
+            self.attached
+            and not self.refusing
+            and not any(stream.silent for stream in self._streams.values())
+        )
+
+    @property
+    def num_late(self) -> int:
+        """Returns results that came after their deadline and were dropped."""
+        return self._num_late + sum(stream.num_late for stream in self._streams.values())
+
+    def start(self) -> None:
+        """Connects in the background and stays connected; needs a running event loop."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(
+                self._run(), name=f"{self._protocol.wire.kind}-{self.address}"
+            )
+
+    async def aclose(self) -> None:
+        """Disconnects; what is pending fails with UnavailableError."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await self._detach()
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        self._channels.clear()
+
+    async def ask(
+        self, lane: StreamLane, build: BuildCommand[CommandT], deadline_s: float
+    ) -> list[Reply[AnswerT]]:
+        """Sends a command on a lane and waits; see `CommandStream.ask`."""
+        stream = self._streams.get(lane)
+        if stream is None:
+            raise UnavailableError(f"the {self._protocol.wire.kind} worker is not connected")
+        return await stream.ask(build, deadline_s)
+
+    def release(self, session_id: str) -> None:
+        """Frees a session; after a lost stream it is said again, unless the worker is new."""
+        self._releases[session_id] = None
+        self._tell_release(session_id)
+
+    # ---- staying connected -----------------------------------------------------------------
+
+    async def _run(self) -> None:
+        pause_s = self._settings.backoff_first_s
+        while True:
+            try:
+                await self._attach()
+                pause_s = self._settings.backoff_first_s
+                await self._watch()
+                self._note("connection lost")
+            except ArboristError as error:
+                self._note(error.message, loud=isinstance(error, MismatchError))
+            finally:
+                await self._detach()
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, self._settings.backoff_max_s)
+
+    async def _attach(self) -> None:
+        info = await self._ask_info()
+        worker = self._protocol.worker_of(info)
+        for lane in StreamLane:
+            attach = self._attach_message(lane, worker)
+            self._streams[lane] = await open_stream(
+                self._protocol.wire, self._channel(lane), attach, self._settings.connect_timeout_s
+            )
+        ids = {stream.attached.worker_id for stream in self._streams.values()}
+        if ids != {worker.worker_id}:
+            raise UnavailableError(f"the {self._protocol.wire.kind} worker was just replaced")
+        if worker.worker_id != self._worker_id:
+            self._releases.clear()  # A new process knows none of our sessions.
+        self._worker_id = worker.worker_id
+        self._take_info(info)
+        for session_id in list(self._releases):
+            self._tell_release(session_id)
+        _log.info("%s worker %s is connected", self._protocol.wire.kind, self.address)
+        self._last_failure = ""
+        self._on_change()
+
+    async def _watch(self) -> None:
+        """Returns when a lane is lost; until then keeps load and draining fresh."""
+        lost = [stream.lost for stream in self._streams.values()]
+        while True:
+            done, _ = await asyncio.wait(
+                lost, timeout=self._settings.refresh_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if done:
+                return
+            try:
+                self._take_info(await self._ask_info())
+            except ArboristError:
+                for stream in self._streams.values():
+                    stream.silent = True
+            else:
+                for stream in self._streams.values():
+                    stream.silent = False
+            self._on_change()
+
+    async def _detach(self) -> None:
+        streams = list(self._streams.values())
+        self._streams.clear()
+        for stream in streams:
+            await stream.aclose()
+            self._num_late += stream.num_late
+        if streams:
+            self._on_change()
+
+    async def _ask_info(self) -> InfoT:
+        timeout_s = self._settings.connect_timeout_s
+        try:
+            return await self._protocol.get_info(self._channel(StreamLane.ROUND), timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_call(error) from None
+
+    def _take_info(self, info: InfoT) -> None:
+        self._info = info
+        self.refusing = self._protocol.worker_of(info).draining
+
+    def _attach_message(self, lane: StreamLane, worker: WorkerInfo) -> Attach:
+        # The digest it just told us: it cannot be swapped for another model in between.
+        digest = worker.model.digest
+        if self._protocol.wire.kind == "target":
+            return Attach(self._controller_id, lane, target_digest=digest)
+        return Attach(self._controller_id, lane, draft_digest=digest)
+
+    def _channel(self, lane: StreamLane) -> grpc.aio.Channel:
+        if lane not in self._channels:
+            options = self._settings.channel_options(lane)
+            self._channels[lane] = grpc.aio.insecure_channel(self.address, options=options)
+        return self._channels[lane]
+
+    def _tell_release(self, session_id: str) -> None:
+        stream = self._streams.get(StreamLane.ROUND)
+        if stream is not None:
+            stream.tell(
+                lambda command_id: self._protocol.release(command_id, session_id),
+                functools.partial(self._released, session_id),
+            )
+
+    def _released(self, session_id: str) -> None:
+        self._releases.pop(session_id, None)
+
+    def _note(self, failure: str, loud: bool = False) -> None:
+        if failure != self._last_failure:
+            self._last_failure = failure
+            level = logging.ERROR if loud else logging.WARNING
+            _log.log(level, "%s worker %s: %s", self._protocol.wire.kind, self.address, failure)

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+from typing import cast
 
 import grpc.aio
 from torch import Tensor
 
-from arborist.common import draft_wire, wire
+from arborist.common import draft_wire
 from arborist.common.attach import StreamLane
 from arborist.common.command import Opened
 from arborist.common.command import Reply as WireReply
 from arborist.common.draft_wire import DraftAnswer
 from arborist.common.worker_info import DraftWorkerInfo
 from arborist.core.engine import DraftOpen, Expand, Extend, Extended, ModelInfo
-from arborist.core.errors import (
-    ArboristError,
-    InvalidArgumentError,
-    SessionFailedError,
-    UnavailableError,
-)
+from arborist.core.errors import SessionFailedError, UnavailableError
 from arborist.core.features import FeatureSpec
 from arborist.core.stamp import Stamp
-from arborist.core.tensor import RawTensor
 from arborist.core.tree import IntArray, Level
+from arborist.orchestrator.answers import answer_of, broken_contract
 from arborist.orchestrator.links import Pairs, Reply
 from arborist.orchestrator.stream import StreamWire
 from arborist.orchestrator.worker_connection import WorkerConnection, WorkerProtocol
 from arborist.v1 import draft_pb2, draft_pb2_grpc
-
-AnswerT = TypeVar("AnswerT")
-
-# Most pairs and feature bytes of one Extend; more go ahead in parts.
-_MAX_PART_TOKENS = 256
-_MAX_PART_BYTES = 256 << 10
 
 
 async def _get_info(channel: grpc.aio.Channel, timeout_s: float) -> DraftWorkerInfo:
@@ -110,7 +99,7 @@ class GrpcDraftLink:
                 lambda command_id: draft_wire.open_command(command_id, session_id, epoch, request),
                 deadline_s,
             )
-            _answer(replies, Opened)
+            answer_of(replies, Opened, "draft")
         except BaseException as error:
             if isinstance(error, UnavailableError):
                 self.connection.refusing = True  # Draining; the next look tells more.
@@ -120,20 +109,14 @@ class GrpcDraftLink:
     async def append(
         self, session_id: str, stamp: Stamp, pairs: Pairs, *, traceparent: str, deadline_s: float
     ) -> Reply[None]:
-        """Extend without a level, on the bulk lane, in parts."""
-        queue_ms = compute_ms = 0.0
-        for part in _split(pairs):
-            # Steps of a bulk append count pairs, so the parts of one append lie in between.
-            part_stamp = Stamp(stamp.epoch, stamp.tree_id, stamp.step + part.begin - pairs.begin)
-            reply = await self._extend(
-                StreamLane.BULK, session_id, part_stamp, part, 0, traceparent, deadline_s
-            )
-            extended = _answer([reply], Extended)
-            if extended.num_pairs != part.end:
-                raise _broken(f"extend: holds {extended.num_pairs} pairs instead of {part.end}")
-            queue_ms += reply.queue_ms
-            compute_ms += reply.compute_ms
-        return Reply(None, queue_ms, compute_ms)
+        """Extend without a level, on the bulk lane."""
+        reply = await self._extend(
+            StreamLane.BULK, session_id, stamp, pairs, 0, traceparent, deadline_s
+        )
+        extended = answer_of([reply], Extended, "draft")
+        if extended.num_pairs != pairs.end:
+            raise _broken(f"extend: holds {extended.num_pairs} pairs instead of {pairs.end}")
+        return Reply(None, reply.queue_ms, reply.compute_ms)
 
     async def extend(
         self,
@@ -146,19 +129,8 @@ class GrpcDraftLink:
         deadline_s: float,
     ) -> Reply[Level]:
         """Extend that returns level 1."""
-        *ahead, newest = _split(pairs)
-        for part in ahead:
-            # Only the first Extend of an incarnation is long: after a prefill, or after the draft
-            # came back. So stamps of the prefill are still newer than its last command.
-            await self.append(
-                session_id,
-                Stamp(stamp.epoch, 0, part.begin),
-                part,
-                traceparent=traceparent,
-                deadline_s=deadline_s,
-            )
         reply = await self._extend(
-            StreamLane.ROUND, session_id, stamp, newest, top_k, traceparent, deadline_s
+            StreamLane.ROUND, session_id, stamp, pairs, top_k, traceparent, deadline_s
         )
         level = self._level(reply, 1, top_k)
         return Reply(level, reply.queue_ms, reply.compute_ms)
@@ -210,7 +182,7 @@ class GrpcDraftLink:
 
     def _level(self, reply: WireReply[DraftAnswer], rows: int, top_k: int) -> Level:
         """Refuses a level that does not answer what was asked."""
-        level = _answer([reply], Level)
+        level = answer_of([reply], Level, "draft")
         if level.tokens.shape[0] != rows or level.tokens.shape[1] > top_k:
             raise _broken(f"a level of shape {level.tokens.shape} instead of ({rows}, {top_k})")
         if int(level.tokens.max()) >= self.info.vocab_size:
@@ -218,38 +190,5 @@ class GrpcDraftLink:
         return level
 
 
-def _answer(replies: list[WireReply[DraftAnswer]], kind: type[AnswerT]) -> AnswerT:
-    """Returns the answer of the expected kind, or raises the worker's error."""
-    outcome = replies[-1].outcome
-    if isinstance(outcome, kind):
-        return outcome
-    if isinstance(outcome, InvalidArgumentError) and kind is not Opened:
-        # A malformed result, or a command refused that was ours to get right.
-        raise _broken(outcome.message)
-    if isinstance(outcome, ArboristError):
-        raise outcome
-    raise _broken(f"expected {kind.__name__}, got {type(outcome).__name__}")
-
-
-def _split(pairs: Pairs) -> list[Pairs]:
-    """Cuts pairs into parts that one Extend may carry."""
-    features = pairs.features
-    rows = len(pairs.tokens)
-    if not isinstance(features, RawTensor) or len(features) != rows:
-        raise _broken("features do not fit the tokens they pair with")
-    row_bytes = max(1, len(features.data) // max(1, rows))
-    step = max(1, min(_MAX_PART_TOKENS, _MAX_PART_BYTES // row_bytes))
-    if rows <= step:
-        return [pairs]
-    return [
-        Pairs(
-            pairs.begin + begin,
-            pairs.tokens[begin : begin + step],
-            wire.slice_rows(features, begin, min(rows, begin + step)),
-        )
-        for begin in range(0, rows, step)
-    ]
-
-
 def _broken(what: str) -> SessionFailedError:
-    return SessionFailedError(f"the draft worker broke its contract: {what}")
+    return broken_contract("draft", what)

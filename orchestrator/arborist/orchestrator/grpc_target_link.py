@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import grpc.aio
 
 from arborist.common import target_wire, wire
 from arborist.common.attach import StreamLane
 from arborist.common.command import FeaturesRead, Opened
-from arborist.common.command import Reply as WireReply
 from arborist.common.target_wire import TargetAnswer
 from arborist.common.worker_info import WorkerInfo
 from arborist.core.engine import ModelInfo, Prefill, PrefillResult, TargetOpen, Verify, VerifyResult
-from arborist.core.errors import (
-    ArboristError,
-    InvalidArgumentError,
-    SessionFailedError,
-    UnavailableError,
-)
+from arborist.core.errors import InvalidArgumentError, SessionFailedError, UnavailableError
 from arborist.core.stamp import Stamp
 from arborist.core.tensor import RawTensor
 from arborist.core.tree import VerifyTree
+from arborist.orchestrator.answers import answer_of, answers_of, broken_contract
 from arborist.orchestrator.links import Features, PrefilledChunk, Reply, Verified
 from arborist.orchestrator.stream import StreamWire
 from arborist.orchestrator.worker_connection import WorkerConnection, WorkerProtocol
 from arborist.v1 import target_pb2, target_pb2_grpc
-
-AnswerT = TypeVar("AnswerT")
 
 
 async def _get_info(channel: grpc.aio.Channel, timeout_s: float) -> WorkerInfo:
@@ -90,7 +81,7 @@ class GrpcTargetLink:
                 lambda command_id: target_wire.open_command(command_id, session_id, epoch, request),
                 deadline_s,
             )
-            _answer(replies, Opened)
+            answer_of(replies, Opened, "target")
         except BaseException as error:
             if isinstance(error, UnavailableError):
                 self.connection.refusing = True  # Draining; the next look tells more.
@@ -116,7 +107,7 @@ class GrpcTargetLink:
             lambda command_id: target_wire.prefill_command(command_id, stamp, work, traceparent),
             deadline_s,
         )
-        results = [_answer([reply], PrefillResult) for reply in replies]
+        results = answers_of(replies, PrefillResult, "target")
         features = None
         if want_features:
             features = _join([(one.begin, one.features) for one in results], begin, len(tokens))
@@ -154,7 +145,7 @@ class GrpcTargetLink:
             lambda command_id: target_wire.verify_command(command_id, stamp, work, traceparent),
             deadline_s,
         )
-        result = _answer(replies, VerifyResult)
+        result = answer_of(replies, VerifyResult, "target")
         self._check(result, work)
         verified = Verified(
             result.accepted_nodes,
@@ -176,7 +167,7 @@ class GrpcTargetLink:
             ),
             deadline_s,
         )
-        parts = [_answer([reply], FeaturesRead) for reply in replies]
+        parts = answers_of(replies, FeaturesRead, "target")
         features = _join([(one.begin, one.features) for one in parts], begin, end - begin)
         return Reply(features, replies[-1].queue_ms, replies[-1].compute_ms)
 
@@ -204,20 +195,6 @@ class GrpcTargetLink:
             raise _broken("verify: node tokens do not fit the tree")
 
 
-def _answer(replies: list[WireReply[TargetAnswer]], kind: type[AnswerT]) -> AnswerT:
-    """Returns the single answer of the expected kind, or raises the worker's error."""
-    outcome = replies[-1].outcome
-    if isinstance(outcome, kind) and len(replies) == 1:
-        return outcome
-    for reply in replies:
-        if isinstance(reply.outcome, InvalidArgumentError) and kind is not Opened:
-            # A malformed result, or a command refused that was ours to get right.
-            raise _broken(reply.outcome.message)
-        if isinstance(reply.outcome, ArboristError):
-            raise reply.outcome
-    raise _broken(f"expected one {kind.__name__}, got {len(replies)} x {type(outcome).__name__}")
-
-
 def _join(parts: list[tuple[int, object]], begin: int, rows: int) -> RawTensor:
     """Joins feature parts that must follow each other from `begin` on."""
     tensors: list[RawTensor] = []
@@ -236,4 +213,4 @@ def _join(parts: list[tuple[int, object]], begin: int, rows: int) -> RawTensor:
 
 
 def _broken(what: str) -> SessionFailedError:
-    return SessionFailedError(f"the target worker broke its contract: {what}")
+    return broken_contract("target", what)

@@ -1,0 +1,268 @@
+"""Every worker the controller knows, and which of them a session gets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from arborist.core.engine import ModelInfo
+from arborist.core.errors import ArboristError, MismatchError, UnavailableError
+from arborist.orchestrator.directory import WorkerDirectory
+from arborist.orchestrator.grpc_draft_link import GrpcDraftLink, draft_protocol
+from arborist.orchestrator.grpc_target_link import GrpcTargetLink, target_protocol
+from arborist.orchestrator.links import DraftLink, TargetLink
+from arborist.orchestrator.worker_connection import (
+    ConnectionSettings,
+    WorkerConnection,
+    WorkerProtocol,
+)
+from arborist.orchestrator.worker_fit import draft_misfit
+
+_log = logging.getLogger(__name__)
+
+CommandT = TypeVar("CommandT")
+AnswerT = TypeVar("AnswerT")
+InfoT = TypeVar("InfoT")
+LinkT = TypeVar("LinkT", GrpcTargetLink, GrpcDraftLink)
+
+
+class GrpcWorkerPool:
+    """Connections to all known workers; knows the way when the directory is gone."""
+
+    def __init__(
+        self,
+        directory: WorkerDirectory,
+        controller_id: str,
+        *,
+        settings: ConnectionSettings | None = None,
+        period_s: float = 1.0,
+    ) -> None:
+        """Prepares; `start` connects.
+
+        Args:
+            directory: Where workers are.
+            controller_id: Scope of our session ids.
+            settings: How workers are reached.
+            period_s: Seconds between two looks into the directory.
+        """
+        self._directory = directory
+        self._controller_id = controller_id
+        self._settings = settings or ConnectionSettings()
+        self._period_s = period_s
+        self._targets: dict[str, GrpcTargetLink] = {}
+        self._drafts: dict[str, GrpcDraftLink] = {}
+        self._listed: set[str] = set()
+        self._changed = asyncio.Event()
+        self._misfits: dict[tuple[str, str], str] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._directory_gone = False
+
+    @property
+    def num_misfits(self) -> int:
+        """Returns pairs of draft and target that were refused."""
+        return len(self._misfits)
+
+    @property
+    def num_late(self) -> int:
+        """Returns results that came after their deadline."""
+        return sum(link.connection.num_late for link in self._links())
+
+    @property
+    def targets(self) -> list[GrpcTargetLink]:
+        """Returns targets that take sessions now, least loaded first."""
+        return _least_loaded(self._targets.values(), self._listed)
+
+    @property
+    def drafts(self) -> list[GrpcDraftLink]:
+        """Returns drafts that take sessions now, least loaded first, fitting or not."""
+        return _least_loaded(self._drafts.values(), self._listed)
+
+    async def start(self) -> None:
+        """Looks into the directory once, then follows it; connecting goes on behind."""
+        if self._task is None:
+            await self._follow_once()
+            self._task = asyncio.get_running_loop().create_task(
+                self._follow(), name="worker-directory"
+            )
+
+    async def aclose(self) -> None:
+        """Disconnects from every worker."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*(link.connection.aclose() for link in self._links()))
+        self._targets.clear()
+        self._drafts.clear()
+
+    async def changed(self) -> None:
+        """Returns after the next change of any worker."""
+        await self._changed.wait()
+
+    async def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Waits for the workers to make a condition true.
+
+        Args:
+            condition: Looked at after every change.
+            timeout_s: Longest wait, in seconds.
+        Returns:
+            Whether it is true now.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    await self.changed()
+        except TimeoutError:
+            return condition()
+        return True
+
+    def fitting_drafts(self, target: ModelInfo) -> list[GrpcDraftLink]:
+        """Returns drafts that take sessions now and belong to a target, least loaded first."""
+        return [link for link in self.drafts if not self._misfit(target, link)]
+
+    def check_fit(self) -> None:
+        """Refuses a deployment whose only drafts belong to other models.
+
+        Raises:
+            MismatchError: There are drafts, and none fits any target.
+        """
+        pairs = [(target.info, draft) for target in self.targets for draft in self.drafts]
+        misfits = [self._misfit(target, draft) for target, draft in pairs]
+        if misfits and all(misfits):
+            raise MismatchError(f"the draft does not fit the target: {misfits[0]}")
+
+    def release(self, session_id: str) -> None:
+        """Frees a session wherever it is still open."""
+        for link in self._links():
+            if session_id in link.sessions:
+                link.release(session_id)
+
+    # ---- following the directory -----------------------------------------------------------
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._period_s)
+            await self._follow_once()
+
+    async def _follow_once(self) -> None:
+        try:
+            addresses = await self._directory.snapshot()
+        except ArboristError as error:
+            if not self._directory_gone:
+                _log.warning("worker directory: %s; known workers stay", error.message)
+            self._directory_gone = True
+            return
+        self._directory_gone = False
+        self._listed = {*addresses.targets, *addresses.drafts}
+        for address in addresses.targets:
+            if address not in self._targets:
+                self._targets[address] = GrpcTargetLink(self._connect(target_protocol(), address))
+        for address in addresses.drafts:
+            if address not in self._drafts:
+                self._drafts[address] = GrpcDraftLink(self._connect(draft_protocol(), address))
+        await self._forget(self._targets)
+        await self._forget(self._drafts)
+
+    def _connect(
+        self, protocol: WorkerProtocol[CommandT, AnswerT, InfoT], address: str
+    ) -> WorkerConnection[CommandT, AnswerT, InfoT]:
+        connection = WorkerConnection(
+            protocol, address, self._controller_id, self._settings, self._pulse
+        )
+        connection.start()
+        return connection
+
+    async def _forget(self, links: dict[str, LinkT]) -> None:
+        """Lets go of workers that left the directory, once none of our sessions is there."""
+        for address in [one for one in links if one not in self._listed]:
+            link = links[address]
+            if not link.sessions or not link.connection.attached:
+                del links[address]
+                await link.connection.aclose()
+
+    def _pulse(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _links(self) -> list[GrpcTargetLink | GrpcDraftLink]:
+        return [*self._targets.values(), *self._drafts.values()]
+
+    def _misfit(self, target: ModelInfo, link: GrpcDraftLink) -> str:
+        draft = link.info
+        misfit = draft_misfit(target, draft, link.feature_spec, link.feature_width)
+        pair = (target.digest, draft.digest)
+        if misfit and pair not in self._misfits:
+            _log.error(
+                "draft %s at %s is not used with target %s: %s",
+                draft.name,
+                link.connection.address,
+                target.name,
+                misfit,
+            )
+            self._misfits[pair] = misfit
+        return misfit
+
+
+def _least_loaded(links: Iterable[LinkT], listed: set[str]) -> list[LinkT]:
+    usable = [
+        link for link in links if link.connection.usable and link.connection.address in listed
+    ]
+    return sorted(usable, key=lambda link: len(link.sessions))
+
+
+class SessionWorkers:
+    """The workers one session may use; implements `links.WorkerPool`.
+
+    A session stays with one model: after a loss it moves only to a target of the same digest,
+    because another model would say something else.
+    """
+
+    def __init__(self, pool: GrpcWorkerPool, model: str, wait_s: float) -> None:
+        """Prepares.
+
+        Args:
+            pool: Every worker.
+            model: Served name.
+            wait_s: Longest wait for a target that is away, in seconds.
+        """
+        self._pool = pool
+        self._model = model
+        self._wait_s = wait_s
+        self._last: GrpcTargetLink | None = None
+        self._digest = ""
+        self._draft: GrpcDraftLink | None = None
+
+    async def target(self, avoid: TargetLink | None = None) -> TargetLink:
+        """Returns a live target, another than the last one if there is one.
+
+        Raises:
+            UnavailableError: None came in time.
+        """
+        await self._pool.wait_until(lambda: bool(self._candidates()), self._wait_s)
+        candidates = self._candidates()
+        if not candidates:
+            raise UnavailableError(f"no target worker for model {self._model}", retry_after_ms=1000)
+        unwanted = (avoid, self._last)
+        chosen = next((one for one in candidates if one not in unwanted), candidates[0])
+        self._last = chosen
+        self._digest = chosen.info.digest
+        return chosen
+
+    def draft(self) -> DraftLink | None:
+        """Returns a live draft that fits the target, or None; never waits."""
+        if self._last is None:
+            return None
+        drafts = self._pool.fitting_drafts(self._last.info)
+        if self._draft not in drafts:
+            # The same one as long as it lives: its features were asked for at the target.
+            self._draft = drafts[0] if drafts else None
+        return self._draft
+
+    def _candidates(self) -> list[GrpcTargetLink]:
+        return [
+            link
+            for link in self._pool.targets
+            if link.info.name == self._model and self._digest in ("", link.info.digest)
+        ]

@@ -1,0 +1,39 @@
+"""How many threads compute, and what they do while there is nothing to compute.
+
+Draft and target share the cores of a small machine and never compute at the same time for one
+session. A thread that spins while it waits takes a core from the other worker (two processes with
+spinning OpenMP threads on two cores run ten times slower), so idle threads must sleep. OpenMP reads
+its variables when it is loaded: they must be set before torch is imported.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def thread_environment(num_threads: int) -> dict[str, str]:
+    """Returns the variables that a worker's process needs before torch is imported.
+
+    Args:
+        num_threads: Compute threads; 0 = one per core this process may use.
+    """
+    count = num_threads or len(os.sched_getaffinity(0))
+    return {
+        "OMP_NUM_THREADS": str(count),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def apply_thread_environment(num_threads: int) -> None:
+    """Sets what is not set yet in this process; call it before anything imports torch.
+
+    Args:
+        num_threads: Compute threads; 0 = OMP_NUM_THREADS if set, else one per core.
+    """
+    for name, value in thread_environment(num_threads).items():
+        if num_threads and name == "OMP_NUM_THREADS":
+            os.environ[name] = value
+        else:
+            os.environ.setdefault(name, value)

@@ -1,0 +1,369 @@
+"""The target engine: one forward over any mix of prompts and trees, accept, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from arborist.core.accept import accept
+from arborist.core.engine import (
+    ModelInfo,
+    Prefill,
+    PrefillResult,
+    SessionKey,
+    TargetOpen,
+    TargetOutcome,
+    TargetWork,
+    Verify,
+    VerifyResult,
+)
+from arborist.core.errors import (
+    ArboristError,
+    InvalidArgumentError,
+    SessionFailedError,
+    UnknownSessionError,
+)
+from arborist.core.features import FeatureSpec
+from arborist.core.sampling import SamplingParams, draw_tokens
+from arborist.core.shape import MAX_NUM_DRAFT_TOKENS
+from arborist.core.tree import check_tree
+from arborist.target.attention import PackedBatch, Segment
+from arborist.target.kv import FeatureRetention, KvPool
+from arborist.target.model import TargetModel, load_model
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """What a session was opened with.
+
+    Attributes:
+        request: As asked.
+        dtype: Element type of its features; None = it wants none.
+    """
+
+    request: TargetOpen
+    dtype: torch.dtype | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One checked item, as rows of the forward.
+
+    Attributes:
+        index: Place in the batch.
+        work: The item.
+        session: Its session.
+        segment: Its rows, for attention.
+        tokens: Token id of each row.
+        rows: Its rows in the packed forward.
+        logit_rows: Its rows among the rows that have logits.
+    """
+
+    index: int
+    work: TargetWork
+    session: _Session
+    segment: Segment
+    tokens: list[int]
+    rows: slice
+    logit_rows: slice
+
+
+class HfTargetEngine:
+    """A TargetEngine over a Hugging Face causal language model.
+
+    Between two calls every session's KV holds its committed tokens but the last. A forward writes
+    behind that; only an accepted outcome commits rows, so whatever fails changes nothing.
+    """
+
+    def __init__(self, model: TargetModel, pool: KvPool) -> None:
+        """Joins a model and its memory.
+
+        Args:
+            model: The model.
+            pool: KV and features of its layout.
+        """
+        self._model = model
+        self._pool = pool
+        self._sessions: dict[SessionKey, _Session] = {}
+
+    @property
+    def info(self) -> ModelInfo:
+        """Returns what is loaded."""
+        return self._model.info
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """Returns all KV positions."""
+        return self._pool.capacity
+
+    @property
+    def kv_reserved_tokens(self) -> int:
+        """Returns KV positions reserved by sessions."""
+        return self._pool.reserved
+
+    def open(self, session: SessionKey, request: TargetOpen) -> int:
+        """Reserves KV; opening an open session drops its old state.
+
+        Args:
+            session: Whose it is.
+            request: What it needs.
+        Returns:
+            Positions reserved, in tokens: max_length + max_draft_tokens + 1.
+        Raises:
+            ResourceExhaustedError: It does not fit now; an old state is dropped all the same.
+            InvalidArgumentError: A bound is out of range, or unknown feature layers.
+        """
+        context = self.info.context_length
+        if not 1 <= request.max_length <= context:
+            raise InvalidArgumentError("max_length", request.max_length, f"in [1, {context}]")
+        if not 0 <= request.max_draft_tokens <= MAX_NUM_DRAFT_TOKENS:
+            raise InvalidArgumentError(
+                "max_draft_tokens", request.max_draft_tokens, f"in [0, {MAX_NUM_DRAFT_TOKENS}]"
+            )
+        spec = request.feature_spec
+        layout = None if spec is None else self._model.feature_layout(spec)
+        self.release(session)
+        tokens = request.max_length + request.max_draft_tokens + 1
+        self._pool.reserve(session, tokens, layout)
+        self._sessions[session] = _Session(request, None if layout is None else layout.dtype)
+        return tokens
+
+    def run(self, batch: Sequence[TargetWork]) -> list[TargetOutcome]:
+        """Runs one forward over any mix of work, at most one item per session.
+
+        Args:
+            batch: Prompts' chunks and trees.
+        Returns:
+            One outcome per item, in order; an error concerns that item alone and leaves its
+            session as it was.
+        """
+        outcomes: list[TargetOutcome] = []
+        plans: list[_Plan] = []
+        for work in batch:
+            try:
+                plan = self._plan(len(outcomes), work, plans)
+            except ArboristError as error:
+                outcomes.append(error)
+            else:
+                plans.append(plan)
+                outcomes.append(_UNSETTLED)
+        if not plans:
+            return outcomes
+        packed = PackedBatch([plan.segment for plan in plans])
+        logits = self._forward(packed, plans)
+        for plan in plans:
+            try:
+                outcomes[plan.index] = self._settle(plan, packed, logits[plan.logit_rows])
+            except ArboristError as error:
+                outcomes[plan.index] = error
+        return outcomes
+
+    def read_features(self, session: SessionKey, begin: int, end: int) -> Tensor:
+        """Returns stored features of [begin, end).
+
+        Args:
+            session: Whose features.
+            begin: First position.
+            end: One past the last position, at most the KV length.
+        Returns:
+            (end − begin, width), in the dtype of the session's feature_spec.
+        Raises:
+            UnknownSessionError: No such session.
+            InvalidArgumentError: Positions that were never there or are no longer kept.
+        """
+        return self._pool.features(session, begin, end)
+
+    def release(self, session: SessionKey) -> None:
+        """Frees everything of the session; unknown sessions are no error."""
+        self._sessions.pop(session, None)
+        self._pool.free(session)
+
+    def kv_length(self, session: SessionKey) -> int:
+        """Returns the committed KV positions of a session.
+
+        Raises:
+            UnknownSessionError: No such session.
+        """
+        return self._pool.view(session).length
+
+    def check_integrity(self) -> None:
+        """Checks that KV and sessions agree.
+
+        Raises:
+            ArboristError: They do not.
+        """
+        self._pool.check_integrity()
+        for key, session in self._sessions.items():
+            length = self._pool.view(key).length
+            limit = session.request.max_length + session.request.max_draft_tokens
+            if length > limit:
+                raise ArboristError(f"KV length of session {key[1]} is {length}, limit {limit}")
+
+    def _plan(self, index: int, work: TargetWork, plans: list[_Plan]) -> _Plan:
+        session = self._sessions.get(work.session)
+        if session is None:
+            raise UnknownSessionError(f"unknown session {work.session[1]}")
+        if any(plan.work.session == work.session for plan in plans):
+            raise InvalidArgumentError("session", work.session[1], "named once in a batch")
+        kv = self._pool.view(work.session)
+        if isinstance(work, Prefill):
+            _check_prefill(work, session.request, kv.length, self.info.vocab_size)
+            tokens, parents, num_logits = work.tokens, None, int(work.last)
+        else:
+            _check_verify(work, session.request, kv.length, self.info.vocab_size)
+            tokens, parents = [work.root, *work.tokens], work.parent_indices
+            num_logits = len(tokens)
+        row = plans[-1].rows.stop if plans else 0
+        logit_row = plans[-1].logit_rows.stop if plans else 0
+        return _Plan(
+            index,
+            work,
+            session,
+            Segment(kv, kv.length, len(tokens), parents),
+            tokens,
+            slice(row, row + len(tokens)),
+            slice(logit_row, logit_row + num_logits),
+        )
+
+    def _forward(self, packed: PackedBatch, plans: list[_Plan]) -> Tensor:
+        tokens: list[int] = []
+        positions: list[int] = []
+        logit_rows: list[int] = []
+        for plan in plans:
+            tokens += plan.tokens
+            positions += [plan.segment.past + depth for depth in plan.segment.depths]
+            num_logits = plan.logit_rows.stop - plan.logit_rows.start
+            logit_rows += range(plan.rows.stop - num_logits, plan.rows.stop)
+        return self._model.forward(packed, tokens, positions, logit_rows)
+
+    @torch.inference_mode()
+    def _settle(self, plan: _Plan, packed: PackedBatch, logits: Tensor) -> TargetOutcome:
+        if isinstance(plan.work, Prefill):
+            return self._settle_prefill(plan, plan.work, packed, logits)
+        return self._settle_verify(plan, plan.work, packed, logits)
+
+    def _settle_prefill(
+        self, plan: _Plan, work: Prefill, packed: PackedBatch, logits: Tensor
+    ) -> PrefillResult:
+        if not bool(packed.hidden[plan.rows].isfinite().all()):
+            raise SessionFailedError(f"hidden states of session {work.session[1]} are not finite")
+        root = None
+        if work.last:
+            position = work.begin + len(work.tokens)
+            (root,), _ = _draw(work.session, logits, [position], plan.session.request.sampling)
+        features = _features(plan, packed, list(range(len(work.tokens))))
+        self._pool.compact(work.session, range(len(work.tokens)), features)
+        return PrefillResult(work.begin, features if work.want_features else None, root)
+
+    def _settle_verify(
+        self, plan: _Plan, work: Verify, packed: PackedBatch, logits: Tensor
+    ) -> VerifyResult:
+        # The token after a node of depth d has index committed_length + d.
+        positions = [work.committed_length + depth for depth in plan.segment.depths]
+        node_tokens, margins = _draw(
+            work.session, logits, positions, plan.session.request.sampling
+        )
+        walk = accept(work.tokens, work.parent_indices, node_tokens)
+        kept = [0, *walk.accepted_nodes]
+        features = _features(plan, packed, kept)
+        self._pool.compact(work.session, kept, features)
+        return VerifyResult(
+            walk.accepted_nodes,
+            walk.bonus,
+            features if work.want_features else None,
+            node_tokens if work.want_node_tokens else [],
+            min(margins[node] for node in kept),
+        )
+
+
+def load_target(
+    model_path: str | Path,
+    *,
+    device: str,
+    dtype: str,
+    kv_capacity_tokens: int,
+    feature_retention: FeatureRetention = "all",
+    revision: str | None = None,
+    name: str | None = None,
+) -> HfTargetEngine:
+    """Loads a model and makes its engine.
+
+    Args:
+        model_path: Folder or hub name of a decoder-only causal language model.
+        device: "cpu" or "cuda:N".
+        dtype: "float32", "bfloat16" or "float16".
+        kv_capacity_tokens: KV positions of all sessions together.
+        feature_retention: Positions of each session whose features are kept.
+        revision: Branch, tag or commit of a hub name.
+        name: Served name; None = the last part of `model_path`.
+    Returns:
+        The engine, without sessions.
+    Raises:
+        InvalidArgumentError: No such model, device or dtype, or a bound out of range.
+        MismatchError: The model cannot be served.
+    """
+    model = load_model(model_path, device=device, dtype=dtype, revision=revision, name=name)
+    pool = KvPool(
+        model.kv_layout, kv_capacity_tokens, model.device, model.dtype, feature_retention
+    )
+    return HfTargetEngine(model, pool)
+
+
+# Stands where an outcome will be; no caller ever sees it.
+_UNSETTLED = ArboristError("the forward has not run")
+
+
+def _check_prefill(work: Prefill, request: TargetOpen, length: int, vocab_size: int) -> None:
+    if work.begin != length:
+        raise InvalidArgumentError("begin", work.begin, f"{length}, the KV length")
+    if not work.tokens:
+        raise InvalidArgumentError("tokens", "empty", "at least one token")
+    if length + len(work.tokens) > request.max_length:
+        raise InvalidArgumentError(
+            "tokens", len(work.tokens), f"at most {request.max_length - length} more"
+        )
+    for place, token in enumerate(work.tokens):
+        if not 0 <= token < vocab_size:
+            raise InvalidArgumentError(f"tokens[{place}]", token, f"in [0, {vocab_size})")
+
+
+def _check_verify(work: Verify, request: TargetOpen, length: int, vocab_size: int) -> None:
+    if work.committed_length != length + 1:
+        raise InvalidArgumentError(
+            "base.committed_length", work.committed_length, f"{length + 1}, the KV length + 1"
+        )
+    if work.committed_length > request.max_length:
+        raise InvalidArgumentError(
+            "base.committed_length", work.committed_length, f"at most {request.max_length}"
+        )
+    if not 0 <= work.root < vocab_size:
+        raise InvalidArgumentError("root", work.root, f"in [0, {vocab_size})")
+    check_tree(work.tokens, work.parent_indices, request.max_draft_tokens, vocab_size)
+
+
+def _draw(
+    session: SessionKey, logits: Tensor, positions: list[int], params: SamplingParams
+) -> tuple[list[int], list[float]]:
+    try:
+        return draw_tokens(logits, positions, params)
+    except ValueError as error:
+        raise SessionFailedError(f"logits of session {session[1]} are not finite") from error
+
+
+def _features(plan: _Plan, packed: PackedBatch, kept: list[int]) -> Tensor | None:
+    """Returns features of some rows of an item, (len(kept), width); None = none wanted."""
+    spec: FeatureSpec | None = plan.session.request.feature_spec
+    if spec is None:
+        return None
+    if spec.layer_ids is None:
+        states = packed.hidden[plan.rows]  # [rows, hidden]
+    else:
+        inputs = [packed.layer_inputs[layer][plan.rows] for layer in spec.layer_ids]
+        states = torch.cat(inputs, dim=-1)  # [rows, layers · hidden]
+    if len(kept) < len(states):
+        states = states[kept]
+    return states.to(plan.session.dtype, copy=True)

@@ -1,0 +1,1 @@
+"""The `arborist` command: the one package that may import everything."""

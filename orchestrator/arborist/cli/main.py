@@ -1,0 +1,86 @@
+"""The `arborist` command."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated, Protocol
+
+import typer
+
+from arborist.cli import train, workers
+from arborist.cli.failure import report_failure
+
+
+class CommandModule(Protocol):
+    """A module of commands; what is heavy it imports only when its command runs."""
+
+    def register(self, app: typer.Typer) -> None:
+        """Adds its commands."""
+        ...
+
+
+COMMANDS: tuple[CommandModule, ...] = (workers, train)
+
+
+def build_cli() -> typer.Typer:
+    """Returns the application with every command."""
+    app = typer.Typer(
+        name="arborist",
+        help="EAGLE-2 speculative decoding as services: same output, sooner.",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_options)
+    for module in COMMANDS:
+        module.register(app)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and ends the process; whatever fails is one line on stderr.
+
+    Args:
+        arguments: What follows `arborist`; None = this process's own.
+
+    Raises:
+        SystemExit: Always. 0 = done, 1 = failed, 2 = wrong usage or configuration, 130 = Ctrl-C.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    command = typer.main.get_command(build_cli())
+    try:
+        result = command.main(args=given, prog_name="arborist", standalone_mode=False)
+    except BaseException as error:  # noqa: BLE001 - the one place where every failure ends
+        raise SystemExit(report_failure(error, debug="--debug" in given)) from None
+    logging.shutdown()
+    raise SystemExit(result if isinstance(result, int) else 0)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"arborist {version('arborist')}")
+        raise typer.Exit
+
+
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            callback=_print_version,
+            help="Print the version and end.",
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Print the traceback of a failure.")
+    ] = False,
+) -> None:
+    """EAGLE-2 speculative decoding as services: same output, sooner."""
+
+
+if __name__ == "__main__":
+    main()

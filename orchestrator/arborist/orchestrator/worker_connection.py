@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import random
@@ -16,6 +17,7 @@ import grpc.aio
 from arborist.common.attach import Attach, StreamLane
 from arborist.common.command import Reply
 from arborist.common.errors import error_from_call
+from arborist.common.server import MAX_INTERNAL_MESSAGE_BYTES, channel_options
 from arborist.common.worker_info import WorkerInfo
 from arborist.core.errors import ArboristError, MismatchError, UnavailableError
 from arborist.orchestrator.stream import BuildCommand, CommandStream, StreamWire, open_stream
@@ -24,43 +26,36 @@ CommandT = TypeVar("CommandT")
 AnswerT = TypeVar("AnswerT")
 InfoT = TypeVar("InfoT")
 
+# How long a disconnect waits for the worker to free our sessions; later its grace time does.
+_RELEASE_S = 0.5
+
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionSettings:
-    """How a worker is reached.
+    """How a worker is reached, and how often it is looked at.
 
     Attributes:
         connect_timeout_s: Until a worker must have answered GetInfo and Attach.
         backoff_first_s: Pause before the first new try; doubles with every failure, jittered.
         backoff_max_s: Longest pause.
         refresh_s: Between two looks at load and draining.
-        keepalive_ms: Between two pings of an idle connection, and how long one may take.
-        max_message_bytes: Largest frame either way.
     """
 
     connect_timeout_s: float = 5.0
     backoff_first_s: float = 0.05
     backoff_max_s: float = 2.0
     refresh_s: float = 2.0
-    keepalive_ms: int = 10_000
-    max_message_bytes: int = 16 << 20
 
     def channel_options(self, lane: StreamLane) -> list[tuple[str, int | str]]:
         """Returns gRPC options of a lane's own channel."""
         first_ms, max_ms = round(self.backoff_first_s * 1e3), round(self.backoff_max_s * 1e3)
         return [
+            *channel_options(MAX_INTERNAL_MESSAGE_BYTES),
             # Channels with equal options share a connection: a long prompt would delay rounds.
             ("grpc.use_local_subchannel_pool", 1),
             ("arborist.lane", lane.value),
-            ("grpc.max_send_message_length", self.max_message_bytes),
-            ("grpc.max_receive_message_length", self.max_message_bytes),
-            ("grpc.keepalive_time_ms", self.keepalive_ms),
-            ("grpc.keepalive_timeout_ms", self.keepalive_ms),
-            # Without it a frozen peer is not noticed at all (measured with grpcio 1.85.1).
-            ("grpc.http2.ping_timeout_ms", self.keepalive_ms),
-            ("grpc.http2.max_pings_without_data", 0),
             ("grpc.initial_reconnect_backoff_ms", max(first_ms, 100)),
             ("grpc.min_reconnect_backoff_ms", max(first_ms, 100)),
             ("grpc.max_reconnect_backoff_ms", max(max_ms, 100)),
@@ -156,7 +151,11 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
             )
 
     async def aclose(self) -> None:
-        """Disconnects; what is pending fails with UnavailableError."""
+        """Disconnects once sessions were freed; what is pending fails with UnavailableError."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RELEASE_S):
+                while self._releases and self.attached:
+                    await asyncio.sleep(_RELEASE_S / 100)
         task, self._task = self._task, None
         if task is not None:
             task.cancel()

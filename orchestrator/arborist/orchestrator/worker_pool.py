@@ -240,7 +240,8 @@ class SessionWorkers:
         Raises:
             UnavailableError: None came in time.
         """
-        await self._pool.wait_until(lambda: bool(self._candidates()), self._wait_s)
+        if not await self._pool.wait_until(lambda: bool(self._candidates()), self._wait_s):
+            self._wait_s = 0.0  # One wait in all: whoever asks again has waited already.
         candidates = self._candidates()
         if not candidates:
             raise UnavailableError(f"no target worker for model {self._model}", retry_after_ms=1000)

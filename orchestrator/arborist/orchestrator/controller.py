@@ -1,0 +1,335 @@
+"""The controller: admits requests, decodes them on the workers it knows, reports what happened.
+
+Plain asyncio on one event loop; knows neither Ray nor the public API's transports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import secrets
+from collections.abc import AsyncGenerator
+from typing import cast
+
+from arborist.common.config import ArboristConfig
+from arborist.common.serving_metrics import ServingMetrics
+from arborist.common.status_line import StatusLine
+from arborist.common.telemetry import SpanRecorder
+from arborist.core.engine import ModelInfo
+from arborist.core.errors import (
+    ArboristError,
+    InvalidArgumentError,
+    UnavailableError,
+    UnknownModelError,
+)
+from arborist.core.policy import Eagle2Policy
+from arborist.core.shape import TreeShape
+from arborist.orchestrator.admission import Admission
+from arborist.orchestrator.clock import Clock, SystemClock
+from arborist.orchestrator.deadlines import DeadlinePolicy, Deadlines
+from arborist.orchestrator.decode import DecodeLimits, Decoder
+from arborist.orchestrator.directory import WorkerDirectory
+from arborist.orchestrator.generation import (
+    Generation,
+    GenerationRequest,
+    ServedModel,
+    SpeculationOptions,
+    Started,
+)
+from arborist.orchestrator.generation_account import GenerationAccount
+from arborist.orchestrator.round import Round
+from arborist.orchestrator.running_generation import Attempt, GenerationPorts, RunningGeneration
+from arborist.orchestrator.session import Session
+from arborist.orchestrator.spans import GenerationTrace, begin_trace
+from arborist.orchestrator.worker_connection import ConnectionSettings
+from arborist.orchestrator.worker_pool import GrpcWorkerPool, SessionWorkers
+
+_log = logging.getLogger(__name__)
+
+# How long a session waits for a target that went away before it fails.
+_TARGET_WAIT_S = 10.0
+
+
+class Controller:
+    """Serves generations; implements `generation.Generator`. One event loop owns it."""
+
+    def __init__(
+        self,
+        config: ArboristConfig,
+        directory: WorkerDirectory,
+        *,
+        metrics: ServingMetrics,
+        recorder: SpanRecorder,
+        clock: Clock | None = None,
+        connection: ConnectionSettings | None = None,
+        target_wait_s: float = _TARGET_WAIT_S,
+    ) -> None:
+        """Prepares; `start` connects. Needs a running event loop.
+
+        Args:
+            config: Limits, deadlines, speculation, trace detail.
+            directory: Where workers are.
+            metrics: Prometheus series.
+            recorder: Takes spans.
+            clock: Time; None = the system's.
+            connection: How workers are reached; None = defaults.
+            target_wait_s: How long a session waits for a target that went away, in seconds.
+        """
+        self._config = config
+        self._metrics = metrics
+        self._recorder = recorder
+        self._clock = clock or SystemClock()
+        self._target_wait_s = target_wait_s
+        self.controller_id = secrets.token_hex(8)
+        self.workers = GrpcWorkerPool(
+            directory,
+            self.controller_id,
+            settings=connection,
+            period_s=config.ray.renew_period_s,
+        )
+        self._admission = Admission(
+            config.controller.max_sessions, config.controller.max_queued_requests, metrics.set_load
+        )
+        self._deadlines = Deadlines(_deadline_policy(config))
+        self._limits = DecodeLimits(prefill_chunk_tokens=config.controller.prefill_chunk_tokens)
+        self._status = StatusLine(self._clock.now_ns() / 1e9)
+        self._generations: set[RunningGeneration] = set()
+        self._created_s: dict[str, int] = {}
+        self._num_requests = 0
+        self._stopping = False
+        self._status_task: asyncio.Task[None] | None = None
+
+    # ---- life ------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connects to the workers in the background and begins the status lines."""
+        await self.workers.start()
+        self._metrics.watch_dropped_spans(lambda: self._recorder.num_dropped)
+        self._status_task = asyncio.get_running_loop().create_task(
+            self._log_status(), name="status-line"
+        )
+
+    async def wait_ready(self, timeout_s: float, *, want_draft: bool = False) -> None:
+        """Waits for the first target, and for a draft if one is expected.
+
+        Args:
+            timeout_s: Longest wait, in seconds.
+            want_draft: Whether a draft must be there too.
+        Raises:
+            UnavailableError: Not everything came in time.
+            MismatchError: The only drafts belong to other models.
+        """
+
+        def there() -> bool:
+            return bool(self.workers.targets) and (not want_draft or bool(self.workers.drafts))
+
+        if not await self.workers.wait_until(there, timeout_s):
+            missing = "draft" if self.workers.targets else "target"
+            raise UnavailableError(f"no {missing} worker came up within {timeout_s:g} s")
+        self.workers.check_fit()
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuses new requests, lets running ones finish, then ends them; frees everything.
+
+        Args:
+            grace_s: Seconds that running and waiting requests get.
+        """
+        self._stopping = True
+        running = list(self._generations)
+        decoding = [one.decoding for one in running]
+        if decoding:
+            await asyncio.wait(decoding, timeout=grace_s)
+        for one in running:
+            one.abort(UnavailableError("the server stops", retry_after_ms=1000))
+        await asyncio.gather(*decoding, return_exceptions=True)
+        if self._status_task is not None:
+            self._status_task.cancel()
+            await asyncio.gather(self._status_task, return_exceptions=True)
+        await self.workers.aclose()
+
+    @property
+    def ready(self) -> bool:
+        """Returns whether a request would find a target now."""
+        return not self._stopping and bool(self.workers.targets)
+
+    def load(self) -> tuple[int, int]:
+        """Returns requests decoded and waiting now."""
+        return self._admission.num_running, self._admission.num_waiting
+
+    def models(self) -> list[ServedModel]:
+        """Returns the models served; empty while no target is there."""
+        served: dict[str, ServedModel] = {}
+        for target in self.workers.targets:
+            info = target.info
+            if info.name not in served:
+                created_s = self._created_s.setdefault(
+                    info.name, self._clock.now_ns() // 1_000_000_000
+                )
+                served[info.name] = ServedModel(
+                    id=info.name,
+                    context_length=info.context_length,
+                    vocab_size=info.vocab_size,
+                    eos_token_ids=info.eos_token_ids,
+                    created_s=created_s,
+                    speculation=bool(self.workers.fitting_drafts(info)),
+                )
+        return list(served.values())
+
+    # ---- requests --------------------------------------------------------------------------
+
+    def generate(self, request: GenerationRequest) -> Generation:
+        """Admits a request, or queues it, or refuses it.
+
+        Raises:
+            UnavailableError: Stopping, or no target is there.
+            UnknownModelError: No such model.
+            InvalidArgumentError: A bound is exceeded.
+            ResourceExhaustedError: Sessions and queue are full.
+        """
+        try:
+            return self._admit(request)
+        except ArboristError as error:
+            self._metrics.count_failure(error.reason)
+            raise
+
+    def _admit(self, request: GenerationRequest) -> RunningGeneration:
+        if self._stopping:
+            raise UnavailableError("the server stops", retry_after_ms=1000)
+        arrived_ns = self._clock.now_ns()
+        model = self._choose(request.model)
+        _check(request, model)
+        shape = self._shape(request.speculation)
+        ticket = self._admission.enter()
+        sampling = request.sampling
+        if sampling.greedy:
+            sampling = dataclasses.replace(sampling, seed=0)
+        else:
+            seed = request.seed if request.seed is not None else secrets.randbits(64)
+            sampling = dataclasses.replace(sampling, seed=seed)
+        request = dataclasses.replace(request, sampling=sampling)
+        trace = begin_trace(
+            self._recorder,
+            self._clock,
+            self._config.telemetry.trace_detail,
+            request.traceparent,
+        )
+        self._num_requests += 1
+        started = Started(
+            request_id=f"{self.controller_id}-{self._num_requests}",
+            model=model.name,
+            prompt_tokens=len(request.prompt_token_ids),
+            seed=sampling.seed,
+            trace_id=trace.trace_id,
+        )
+        generation = RunningGeneration(
+            started,
+            ticket,
+            lambda attempt: self._begin(request, model, shape, trace, started, attempt),
+            GenerationAccount(arrived_ns, started.prompt_tokens, shape is not None),
+            trace,
+            GenerationPorts(self._metrics, self._status, self._clock, self._ended),
+        )
+        self._generations.add(generation)
+        return generation
+
+    def _begin(
+        self,
+        request: GenerationRequest,
+        model: ModelInfo,
+        shape: TreeShape | None,
+        trace: GenerationTrace,
+        started: Started,
+        attempt: int,
+    ) -> Attempt:
+        # A fresh id each time: nothing of an earlier try can be taken for this one.
+        session_id = f"{started.request_id}.{attempt}"
+        session = Session(
+            session_id=session_id,
+            prompt=list(request.prompt_token_ids),
+            sampling=request.sampling,
+            max_tokens=request.max_tokens,
+            eos_token_ids=frozenset() if request.ignore_eos else frozenset(model.eos_token_ids),
+        )
+        decoder = Decoder(
+            session,
+            SessionWorkers(self.workers, model.name, self._target_wait_s),
+            Eagle2Policy(shape) if shape is not None else None,
+            limits=self._limits,
+            deadlines=self._deadlines,
+            clock=self._clock,
+            trace=trace,
+        )
+
+        def close() -> None:
+            decoder.close()
+            self.workers.release(session_id)
+
+        return Attempt(session, cast("AsyncGenerator[Round, None]", decoder.run()), close)
+
+    def _ended(self, generation: RunningGeneration, seconds: float) -> None:
+        self._generations.discard(generation)
+        self._admission.observe(seconds)
+
+    def _choose(self, name: str) -> ModelInfo:
+        served = {target.info.name: target.info for target in reversed(self.workers.targets)}
+        if not served:
+            raise UnavailableError("no target worker is there yet", retry_after_ms=1000)
+        if name in served:
+            return served[name]
+        if name == "" and len(served) == 1:
+            return next(iter(served.values()))
+        known = ", ".join(sorted(served))
+        raise UnknownModelError(
+            f"model is not served: must be one of {known}", metadata={"field": "model"}
+        )
+
+    def _shape(self, asked: SpeculationOptions) -> TreeShape | None:
+        """Returns the tree's bounds, or None for plain decoding."""
+        config = self._config.speculation
+        enabled = config.enabled if asked.enabled is None else asked.enabled
+        limits = {
+            "depth": config.max_depth,
+            "top_k": config.max_top_k,
+            "num_draft_tokens": config.max_num_draft_tokens,
+        }
+        values: dict[str, int] = {}
+        for name, limit in limits.items():
+            value = getattr(asked, name)
+            values[name] = getattr(config, name) if value is None else value
+            if not 1 <= values[name] <= limit:
+                raise InvalidArgumentError(
+                    f"speculation.{name}", values[name], f"an integer in [1, {limit}]"
+                )
+        return TreeShape(**values) if enabled else None
+
+    async def _log_status(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.controller.status_period_s)
+            line = self._status.next(self._clock.now_ns() / 1e9, *self.load())
+            if line is not None:
+                _log.info(line)
+
+
+def _check(request: GenerationRequest, model: ModelInfo) -> None:
+    """Refuses what would only fail at the target; the API's validator says it in more detail."""
+    prompt_tokens = len(request.prompt_token_ids)
+    if prompt_tokens < 1:
+        raise InvalidArgumentError("prompt", "0 tokens", "at least 1 token")
+    if request.max_tokens < 1:
+        raise InvalidArgumentError("max_tokens", request.max_tokens, "at least 1")
+    if prompt_tokens + request.max_tokens > model.context_length:
+        raise InvalidArgumentError(
+            "prompt + max_tokens",
+            f"{prompt_tokens + request.max_tokens} tokens",
+            f"at most {model.context_length} tokens, the context of {model.name}",
+        )
+
+
+def _deadline_policy(config: ArboristConfig) -> DeadlinePolicy:
+    controller = config.controller
+    return DeadlinePolicy(
+        draft_floor_s=controller.draft_deadline_floor_ms / 1e3,
+        target_floor_s=controller.target_deadline_floor_ms / 1e3,
+        prefill_s_per_token=controller.prefill_deadline_ms_per_token / 1e3,
+    )

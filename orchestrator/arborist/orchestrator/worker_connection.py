@@ -113,6 +113,7 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
         self._info: InfoT | None = None
         self._worker_id = ""
         self._releases: dict[str, None] = {}
+        self._told = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._last_failure = ""
         self._num_late = 0
@@ -155,7 +156,8 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RELEASE_S):
                 while self._releases and self.attached:
-                    await asyncio.sleep(_RELEASE_S / 100)
+                    self._told.clear()
+                    await self._told.wait()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -278,6 +280,7 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
 
     def _released(self, session_id: str) -> None:
         self._releases.pop(session_id, None)
+        self._told.set()
 
     def _note(self, failure: str, loud: bool = False) -> None:
         if failure != self._last_failure:

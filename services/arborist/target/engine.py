@@ -264,9 +264,7 @@ class HfTargetEngine:
     ) -> VerifyResult:
         # The token after a node of depth d has index committed_length + d.
         positions = [work.committed_length + depth for depth in plan.segment.depths]
-        node_tokens, margins = _draw(
-            work.session, logits, positions, plan.session.request.sampling
-        )
+        node_tokens, margins = _draw(work.session, logits, positions, plan.session.request.sampling)
         walk = accept(work.tokens, work.parent_indices, node_tokens)
         kept = [0, *walk.accepted_nodes]
         features = _features(plan, packed, kept)
@@ -307,9 +305,7 @@ def load_target(
         MismatchError: The model cannot be served.
     """
     model = load_model(model_path, device=device, dtype=dtype, revision=revision, name=name)
-    pool = KvPool(
-        model.kv_layout, kv_capacity_tokens, model.device, model.dtype, feature_retention
-    )
+    pool = KvPool(model.kv_layout, kv_capacity_tokens, model.device, model.dtype, feature_retention)
     return HfTargetEngine(model, pool)
 
 

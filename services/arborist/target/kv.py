@@ -123,7 +123,9 @@ class SessionKv:
         self.length = 0
         self.features = features
         self._stacks = {
-            (heads, width): torch.empty((planes, heads, capacity, width), dtype=dtype, device=device)
+            (heads, width): torch.empty(
+                (planes, heads, capacity, width), dtype=dtype, device=device
+            )
             for (heads, width), planes in Counter(layout.planes).items()
         }  # each [planes, heads, C, width]
         unused = {shape: iter(stack) for shape, stack in self._stacks.items()}

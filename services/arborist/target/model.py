@@ -88,9 +88,7 @@ class TargetModel:
         if not spec.layer_ids:
             raise InvalidArgumentError("feature_spec.layer_ids", "empty", "at least one layer")
         for layer in set(spec.layer_ids) - self._watched:
-            self._layers[layer].register_forward_pre_hook(
-                _KeepInput(layer), with_kwargs=True
-            )
+            self._layers[layer].register_forward_pre_hook(_KeepInput(layer), with_kwargs=True)
             self._watched.add(layer)
         return FeatureLayout(self.info.hidden_size * len(spec.layer_ids), dtype)
 
@@ -119,11 +117,7 @@ class TargetModel:
         if not logit_rows:
             self._decoder(**arguments)
             return torch.empty((0, self.info.vocab_size), device=self.device)
-        keep = (
-            0
-            if len(logit_rows) == len(tokens)
-            else torch.tensor(logit_rows, device=self.device)
-        )
+        keep = 0 if len(logit_rows) == len(tokens) else torch.tensor(logit_rows, device=self.device)
         output = self._model(**arguments, logits_to_keep=keep)
         logits: Tensor = output.logits[0]
         return logits
@@ -192,9 +186,7 @@ class _KeepInput:
 
     layer: int
 
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden: Tensor = args[0] if args else kwargs["hidden_states"]
         kwargs[BATCH_ARGUMENT].layer_inputs[self.layer] = hidden[0]
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from arborist.common.matmul_layout import few_rows_layout, lay_out_for_few_rows
 from arborist.common.model_files import ModelFiles
 from arborist.core.engine import (
     DraftOpen,
@@ -32,7 +31,8 @@ from arborist.core.errors import (
 )
 from arborist.core.features import FeatureSpec
 from arborist.core.shape import MAX_DEPTH, MAX_TOP_K
-from arborist.core.tree import Level
+from arborist.core.tree import FloatArray, IntArray, Level
+from arborist.draft.attention import Mask, PackedAttention, Span, causal_mask, no_scratch, tree_mask
 from arborist.draft.checkpoint import (
     TargetVocabulary,
     check_fit,
@@ -50,8 +50,6 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-Mask: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True)
@@ -96,40 +94,25 @@ class _Plan:
         index: Place in the batch.
         work: The item.
         session: Its session.
-        tokens: One per row.
+        inputs: int64 (2, rows): token and draft position of each row.
         features: (rows, H), the engine's device and dtype.
-        positions: Draft position of each row.
-        kv_begin: Slot of the first row.
-        mask: Additive (rows, trailing slots) over the newest slots; earlier slots are all seen.
-        first_row: Its first row in the packed forward.
+        span: Its rows and their KV.
     """
 
     index: int
     work: DraftWork
     session: _Session
-    tokens: list[int]
+    inputs: IntArray
     features: Tensor
-    positions: list[int]
-    kv_begin: int
-    mask: Mask | None
-    first_row: int = 0
-
-    @property
-    def kv_end(self) -> int:
-        """Returns the slots the rows may see, their own included."""
-        return self.kv_begin + len(self.tokens)
-
-    @property
-    def rows(self) -> slice:
-        """Returns its rows in the packed forward."""
-        return slice(self.first_row, self.first_row + len(self.tokens))
+    span: Span
 
     @property
     def level_rows(self) -> range:
         """Returns the packed rows whose children are wanted."""
+        rows = self.span.rows
         if isinstance(self.work, Expand):
-            return range(self.rows.start, self.rows.stop)
-        return range(self.rows.stop - 1, self.rows.stop) if self.work.top_k else range(0)
+            return range(rows.start, rows.stop)
+        return range(rows.stop - 1, rows.stop) if self.work.top_k else range(0)
 
 
 class EagleDraftEngine:
@@ -158,8 +141,9 @@ class EagleDraftEngine:
                 max_length and SCRATCH_TOKENS.
         """
         self._head = head.eval()
+        lay_out_for_few_rows(self._head)
         self._embed_tokens = embed_tokens
-        self._lm_head = lm_head
+        self._lm_head = few_rows_layout(lm_head)
         self._info = info
         self._device = lm_head.device
         self._dtype = lm_head.dtype
@@ -290,15 +274,14 @@ class EagleDraftEngine:
         if min(work.tokens) < 0 or max(work.tokens) >= vocab_size:
             worst = min(work.tokens) if min(work.tokens) < 0 else max(work.tokens)
             raise InvalidArgumentError("tokens", worst, f"in [0, {vocab_size})")
+        positions = np.arange(work.begin, work.begin + count)
         return _Plan(
             index,
             work,
             session,
-            work.tokens,
+            np.stack((np.asarray(work.tokens, dtype=np.int64), positions)),
             self._take_features(work),
-            list(range(work.begin, work.begin + count)),
-            work.begin,
-            _causal_mask(count) if count > 1 else None,
+            Span(session.region, work.begin, count, causal_mask(count)),
         )
 
     def _take_features(self, work: Extend) -> Tensor:
@@ -336,15 +319,15 @@ class EagleDraftEngine:
         features = tree.states.index_select(0, torch.from_numpy(parents).to(self._device))
         # Level i (0-based) stands at position pairs + i, all its nodes alike (EAGLE-2, code).
         position = session.num_pairs + tree.num_levels - 1
+        tokens = tree.level.tokens.reshape(-1)[rows]
+        kv_begin = session.num_pairs + tree.mask.shape[1]
         return _Plan(
             index,
             work,
             session,
-            tree.level.tokens.reshape(-1)[rows].tolist(),
+            np.stack((tokens, np.full(count, position))),
             features,
-            [position] * count,
-            session.num_pairs + tree.mask.shape[1],
-            _tree_mask(tree.mask, parents),
+            Span(session.region, kv_begin, count, tree_mask(tree.mask, parents)),
         )
 
     def _check_top_k(self, top_k: int) -> None:
@@ -356,18 +339,14 @@ class EagleDraftEngine:
         """Runs the head over the packed rows of all plans; returns its states, (R, H)."""
         begin = 0
         for plan in plans:
-            plan.first_row = begin
-            begin += len(plan.tokens)
-        packed = [[*plan.tokens] for plan in plans], [plan.positions for plan in plans]
-        ids, positions = (
-            torch.tensor([value for part in parts for value in part], dtype=torch.int64)
-            for parts in packed
-        )
-        ids, positions = ids.to(self._device), positions.to(self._device)  # [R], [R]
+            plan.span.first_row = begin
+            begin += plan.span.num_rows
+        packed = np.concatenate([plan.inputs for plan in plans], axis=1)
+        tokens, positions = torch.from_numpy(packed).to(self._device)  # [R], [R]
         features = [plan.features for plan in plans]
-        attention = _BatchAttention(self._kv, plans)
+        attention = PackedAttention(self._kv, [plan.span for plan in plans])
         states: Tensor = self._head(
-            F.embedding(ids, self._embed_tokens),
+            F.embedding(tokens, self._embed_tokens),
             features[0] if len(features) == 1 else torch.cat(features),
             positions,
             attention.attend,
@@ -388,9 +367,7 @@ class EagleDraftEngine:
             outcomes.append(_commit(plan, states, None if level is None else Level(*level)))
         return outcomes
 
-    def _levels(
-        self, plans: list[_Plan], states: Tensor
-    ) -> dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    def _levels(self, plans: list[_Plan], states: Tensor) -> dict[int, tuple[IntArray, FloatArray]]:
         """Returns tokens and log-probs, each (rows, top_k), of the plans that want a level."""
         wanted = [plan for plan in plans if len(plan.level_rows)]
         if not wanted:
@@ -400,7 +377,7 @@ class EagleDraftEngine:
             states = states.index_select(0, torch.tensor(rows).to(self._device))
         logits = F.linear(states, self._lm_head).float()  # [R, V]
         logprobs = F.log_softmax(logits, dim=-1)
-        found: dict[int, tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = {}
+        found: dict[int, tuple[IntArray, FloatArray]] = {}
         # One top-k per width: a wider one may break ties at the cut another way.
         for top_k in sorted({plan.work.top_k for plan in wanted}):
             best = logprobs.topk(top_k, dim=-1)  # [R, k]
@@ -414,91 +391,24 @@ class EagleDraftEngine:
         return found
 
 
-class _BatchAttention:
-    """Attention of one forward: each plan's rows over its own session's KV."""
-
-    def __init__(self, kv: KvPool, plans: list[_Plan]) -> None:
-        self._kv = kv
-        self._plans = plans
-        self._masks: dict[int, Tensor] = {}
-
-    def attend(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Implements `Attend`: writes the rows' KV, then attends session by session."""
-        outputs = [
-            self._attend_one(plan, layer_index, query[plan.rows], key[plan.rows], value[plan.rows])
-            for plan in self._plans
-        ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-    def _attend_one(
-        self, plan: _Plan, layer_index: int, query: Tensor, key: Tensor, value: Tensor
-    ) -> Tensor:
-        region = plan.session.region
-        self._kv.write(layer_index, region, plan.kv_begin, key, value)
-        keys, values = self._kv.view(layer_index, region, plan.kv_end)  # [S, kv_heads, hd]
-        output = F.scaled_dot_product_attention(
-            query.transpose(0, 1).unsqueeze(0),  # [1, heads, R, hd]
-            keys.transpose(0, 1).unsqueeze(0),  # [1, kv_heads, S, hd]
-            values.transpose(0, 1).unsqueeze(0),
-            attn_mask=self._mask(plan, query),
-            enable_gqa=True,
-        )
-        return output[0].transpose(0, 1).reshape(query.shape[0], -1)  # [R, heads * hd]
-
-    def _mask(self, plan: _Plan, query: Tensor) -> Tensor | None:
-        """Returns the additive mask (R, S): everything before the masked tail is seen."""
-        if plan.mask is None:
-            return None
-        mask = self._masks.get(plan.index)
-        if mask is None:
-            mask = query.new_zeros((query.shape[0], plan.kv_end))
-            mask[:, plan.kv_end - plan.mask.shape[1] :] = torch.from_numpy(plan.mask)
-            self._masks[plan.index] = mask
-        return mask
-
-
 def _commit(plan: _Plan, states: Tensor, level: Level | None) -> DraftOutcome:
-    session = plan.session
+    session, rows = plan.session, plan.span.rows
     if isinstance(plan.work, Extend):
-        session.num_pairs += len(plan.tokens)
+        session.num_pairs += plan.span.num_rows
         session.tree = None
         if level is None:
             return Extended(session.num_pairs)
-        last = plan.rows.stop - 1
-        no_scratch = np.zeros((1, 0), dtype=np.float32)
-        # The clone lets go of the other rows of the forward.
-        session.tree = _Tree(level, states[last : last + 1].clone(), no_scratch)
+        # The clones let go of the other rows of the forward.
+        session.tree = _Tree(level, states[rows.stop - 1 : rows.stop].clone(), no_scratch())
         return level
-    if session.tree is None or plan.mask is None or level is None:
+    if session.tree is None or plan.span.mask is None or level is None:
         raise RuntimeError("an Expand needs a tree and gives a level")
     depth = session.tree.num_levels + 1
-    session.tree = _Tree(level, states[plan.rows].clone(), plan.mask, depth)
+    session.tree = _Tree(level, states[rows].clone(), plan.span.mask, depth)
     return level
 
 
-def _causal_mask(count: int) -> Mask:
-    return np.triu(np.full((count, count), -np.inf, dtype=np.float32), 1)
-
-
-def _tree_mask(seen: Mask, parents: npt.NDArray[np.int64]) -> Mask:
-    """Returns the mask of a new level: what the parent saw, and the node itself.
-
-    Args:
-        seen: Additive, (rows of the newest level's parents, scratch nodes so far).
-        parents: Row of each new node's parent, (R,).
-    Returns:
-        Additive, (R, scratch nodes so far + R).
-    """
-    count, width = len(parents), seen.shape[1]
-    mask = np.full((count, width + count), -np.inf, dtype=np.float32)
-    mask[:, :width] = seen[parents]
-    mask[np.arange(count), width + np.arange(count)] = 0.0
-    return mask
-
-
-def _order_ties(
-    tokens: npt.NDArray[np.int64], values: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def _order_ties(tokens: IntArray, values: FloatArray) -> tuple[IntArray, FloatArray]:
     """Orders every row by (value descending, token ascending); ties are rare, so looked for."""
     if not bool((values[:, 1:] == values[:, :-1]).any()):
         return tokens, values

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from arborist.common.matmul_layout import few_rows_layout, lay_out_for_few_rows
+from arborist.common.matmul_layout import few_rows_layout
 from arborist.common.model_files import ModelFiles
 from arborist.core.engine import (
     DraftOpen,
@@ -141,7 +141,7 @@ class EagleDraftEngine:
                 max_length and SCRATCH_TOKENS.
         """
         self._head = head.eval()
-        lay_out_for_few_rows(self._head)
+        self._head.prepare_for_inference()
         self._embed_tokens = embed_tokens
         self._lm_head = few_rows_layout(lm_head)
         self._info = info

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from arborist.common.matmul_layout import few_rows_layout, lay_out_for_few_rows
+
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer_index, query [R, heads, hd], key [R, kv_heads, hd], value [R, kv_heads, hd]) with RoPE
 applied -> [R, heads * hd]. Training attends inside its sequences, the engine over its KV."""
@@ -165,21 +167,45 @@ class HeadAttention(nn.Module):
         hidden, bias = config.hidden_size, config.qkv_bias
         self._layer_index = layer_index
         self._head_dim = config.head_dim
-        self._query_size = config.num_attention_heads * config.head_dim
-        self._key_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(hidden, self._query_size, bias=bias)
-        self.k_proj = nn.Linear(hidden, self._key_size, bias=bias)
-        self.v_proj = nn.Linear(hidden, self._key_size, bias=bias)
-        self.o_proj = nn.Linear(self._query_size, hidden, bias=False)
+        self._num_heads = config.num_attention_heads
+        self._num_rotated = config.num_attention_heads + config.num_key_value_heads
+        query_size = config.num_attention_heads * config.head_dim
+        key_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(hidden, query_size, bias=bias)
+        self.k_proj = nn.Linear(hidden, key_size, bias=bias)
+        self.v_proj = nn.Linear(hidden, key_size, bias=bias)
+        self.o_proj = nn.Linear(query_size, hidden, bias=False)
+        self._fused: tuple[Tensor, Tensor | None] | None = None
+
+    def fuse(self) -> None:
+        """Stores q, k and v as one matrix; the three projections become views of it."""
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        weight = few_rows_layout(torch.cat([part.weight.data for part in parts]))
+        begin = 0
+        for part in parts:
+            part.weight.data = weight[begin : begin + part.out_features]
+            begin += part.out_features
+        bias = None if self.q_proj.bias is None else torch.cat([part.bias for part in parts])
+        self._fused = weight, bias
 
     def forward(self, states: Tensor, angles: Tensor, attend: Attend) -> Tensor:
         """Returns the attention output, shape (R, H), for states (R, H)."""
-        rows = states.shape[0]
-        shape = (rows, -1, self._head_dim)
-        query = rotate(self.q_proj(states).view(shape), angles)  # [R, heads, hd]
-        key = rotate(self.k_proj(states).view(shape), angles)  # [R, kv_heads, hd]
-        value = self.v_proj(states).view(shape)  # [R, kv_heads, hd]
-        output: Tensor = self.o_proj(attend(self._layer_index, query, key, value))
+        if self._fused is None:
+            projected = torch.cat(
+                (self.q_proj(states), self.k_proj(states), self.v_proj(states)), -1
+            )
+        else:
+            projected = F.linear(states, *self._fused)
+        heads = projected.view(states.shape[0], -1, self._head_dim)  # [R, heads + 2 kv_heads, hd]
+        rotated = rotate(heads[:, : self._num_rotated], angles)
+        output: Tensor = self.o_proj(
+            attend(
+                self._layer_index,
+                rotated[:, : self._num_heads],
+                rotated[:, self._num_heads :],
+                heads[:, self._num_rotated :],
+            )
+        )
         return output
 
 
@@ -232,6 +258,15 @@ class EagleHead(nn.Module):
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.bias)
         self.layers = nn.ModuleList(HeadLayer(config, i) for i in range(config.num_layers))
         self.rotary = Rotary(config)
+
+    def prepare_for_inference(self) -> None:
+        """Arranges the weights for few rows at a time; names, shapes and values stay.
+
+        Call it once the head is on its device and in its dtype; it must not be moved afterwards.
+        """
+        lay_out_for_few_rows(self)
+        for layer in self.layers:
+            layer.self_attn.fuse()
 
     def forward(
         self, token_embeddings: Tensor, features: Tensor, positions: Tensor, attend: Attend

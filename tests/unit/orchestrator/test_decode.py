@@ -1,0 +1,209 @@
+"""The decode loop says what the model says, whatever drafts, trees and faults do."""
+
+import asyncio
+
+import pytest
+from tests.unit.orchestrator.decoding import MAX_TOKENS, PROMPT, SHAPE, decode, make_decoder
+from tests.unit.orchestrator.fake_workers import (
+    FakeDraft,
+    FakeTarget,
+    FakeWorkers,
+    Faults,
+    plain_decode,
+)
+
+from arborist.core.errors import (
+    DeadlineError,
+    ResourceExhaustedError,
+    SessionFailedError,
+    StaleStampError,
+    UnavailableError,
+    UnknownSessionError,
+)
+from arborist.core.sampling import SamplingParams
+from arborist.core.shape import TreeShape
+from arborist.orchestrator.session import FinishReason
+
+GREEDY = SamplingParams()
+EXPECTED = plain_decode(PROMPT, MAX_TOKENS, GREEDY)
+SHAPES = [
+    TreeShape(depth=1, top_k=1, num_draft_tokens=1),
+    TreeShape(depth=5, top_k=1, num_draft_tokens=5),
+    TreeShape(depth=2, top_k=8, num_draft_tokens=3),
+    TreeShape(depth=6, top_k=4, num_draft_tokens=60),
+]
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+async def test_output_is_the_models_for_any_draft_and_tree(accuracy, shape):
+    """Neither the draft's accuracy nor the tree's shape changes a token."""
+    workers = FakeWorkers([FakeTarget()], FakeDraft(accuracy))
+    decoder, session = make_decoder(workers, shape=shape)
+    rounds = await decode(decoder)
+    assert session.output == EXPECTED
+    assert [token for one in rounds for token in one.tokens] == EXPECTED
+    assert session.finish_reason is FinishReason.LENGTH
+
+
+async def test_a_perfect_draft_saves_rounds_and_a_useless_one_does_not():
+    """Acceptance comes from the draft: depth + 1 tokens a round at best, 1 at worst."""
+    perfect, _ = make_decoder(FakeWorkers([FakeTarget()], FakeDraft(1.0)))
+    useless, _ = make_decoder(FakeWorkers([FakeTarget()], FakeDraft(0.0)))
+    assert len(await decode(perfect)) - 1 < (MAX_TOKENS - 1) / 2
+    rounds = (await decode(useless))[1:]
+    assert len(rounds) == MAX_TOKENS - 1
+    assert all(one.accepted_count == 0 and one.speculated for one in rounds)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
+async def test_seeded_sampling_does_not_depend_on_the_draft(seed):
+    """With a seed the output is the model's too, drafted for or not."""
+    params = SamplingParams(temperature=1.0, seed=seed)
+    expected = plain_decode(PROMPT, MAX_TOKENS, params)
+    for draft in (None, FakeDraft(0.7), FakeDraft(0.7, params=params)):
+        decoder, session = make_decoder(FakeWorkers([FakeTarget()], draft), sampling=params)
+        await decode(decoder)
+        assert session.output == expected
+
+
+async def test_plain_decoding_asks_no_draft():
+    """Without a policy the draft is left alone and every round yields one token."""
+    draft = FakeDraft(1.0)
+    decoder, session = make_decoder(FakeWorkers([FakeTarget()], draft), shape=None)
+    rounds = await decode(decoder)
+    assert session.output == EXPECTED
+    assert draft.opened == 0
+    assert all(len(one.tokens) == 1 for one in rounds)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 6, 7])
+async def test_prompts_of_any_length_reach_the_draft_completely(length):
+    """Chunks and parts of a prompt give the draft every pair, in order, exactly once."""
+    prompt = PROMPT[:length]
+    decoder, session = make_decoder(FakeWorkers([FakeTarget()], FakeDraft(1.0)), prompt=prompt)
+    rounds = await decode(decoder)
+    assert session.output == plain_decode(prompt, MAX_TOKENS, GREEDY)
+    assert all(one.speculated for one in rounds[1:])
+
+
+async def test_nothing_follows_the_end_of_sequence():
+    """An accepted path is cut after the first end-of-sequence token."""
+    eos = EXPECTED[7]
+    decoder, session = make_decoder(
+        FakeWorkers([FakeTarget()], FakeDraft(1.0)), eos=frozenset([eos])
+    )
+    await decode(decoder)
+    assert session.output == EXPECTED[: EXPECTED.index(eos) + 1]
+    assert session.finish_reason is FinishReason.EOS
+
+
+@pytest.mark.parametrize("max_tokens", [1, 2, 5])
+async def test_nothing_follows_the_limit(max_tokens):
+    """The last round is cut at max_tokens."""
+    decoder, session = make_decoder(
+        FakeWorkers([FakeTarget()], FakeDraft(1.0)), max_tokens=max_tokens
+    )
+    await decode(decoder)
+    assert session.output == EXPECTED[:max_tokens]
+
+
+async def _moments(kinds: tuple[str, ...]) -> int:
+    """Counts the moments at which a fault can strike in an undisturbed run."""
+    faults = Faults(kinds=kinds)
+    decoder, _ = make_decoder(FakeWorkers([FakeTarget(faults)], FakeDraft(0.8, faults)))
+    await decode(decoder)
+    return len(faults.seen)
+
+
+@pytest.mark.parametrize("error", [UnavailableError, DeadlineError, SessionFailedError])
+async def test_a_draft_lost_at_any_moment_changes_no_token(error):
+    """Whatever command the draft fails, before or after doing it, only speed suffers."""
+    for at in range(await _moments(("draft.",))):
+        faults = Faults(at, ("draft.",), error)
+        target, draft = FakeTarget(faults), FakeDraft(0.8, faults)
+        decoder, session = make_decoder(FakeWorkers([target], draft))
+        await decode(decoder)
+        assert session.output == EXPECTED, f"fault at {at}: {faults.seen[at]}"
+        assert not target.sessions
+        assert not draft.sessions
+
+
+@pytest.mark.parametrize(
+    "error", [UnavailableError, DeadlineError, UnknownSessionError, StaleStampError]
+)
+async def test_a_target_lost_at_any_moment_changes_no_token(error):
+    """The session is rebuilt from the committed log on the other target, or on the same one."""
+    for num_targets in (1, 2):
+        for at in range(await _moments(("target.",))):
+            faults = Faults(at, ("target.",), error)
+            targets = [FakeTarget(faults) for _ in range(num_targets)]
+            draft = FakeDraft(0.8, faults)
+            decoder, session = make_decoder(FakeWorkers(targets, draft))
+            rounds = await decode(decoder)
+            assert session.output == EXPECTED, f"fault at {at}: {faults.seen[at]}"
+            assert sum(len(one.tokens) for one in rounds) == len(EXPECTED)
+            assert not any(one.sessions for one in targets)
+            assert not draft.sessions
+
+
+async def test_a_draft_comes_back_from_the_targets_features():
+    """After a loss the draft is rebuilt by ReadFeatures and drafts again."""
+    faults = Faults(4, ("draft.ex",))
+    draft = FakeDraft(1.0, faults)
+    decoder, session = make_decoder(
+        FakeWorkers([FakeTarget()], draft), max_tokens=60, retry_rounds=2
+    )
+    rounds = await decode(decoder)
+    assert session.output == plain_decode(PROMPT, 60, GREEDY)
+    assert draft.opened == 2
+    assert sum(not one.speculated for one in rounds[1:]) == 2
+    assert rounds[-1].speculated
+
+
+async def test_a_target_that_stays_away_fails_the_session():
+    """Moves are bounded; what was delivered stands."""
+
+    async def down(command: str) -> None:
+        await asyncio.sleep(0)
+        raise UnavailableError("planned")
+
+    decoder, session = make_decoder(FakeWorkers([FakeTarget(down)], None))
+    with pytest.raises(UnavailableError):
+        await decode(decoder)
+    assert session.output == []
+
+
+async def test_a_full_target_refuses_before_anything_is_delivered():
+    """RESOURCE_EXHAUSTED at Open is the caller's to handle."""
+    faults = Faults(0, ("target.open",), ResourceExhaustedError)
+    target = FakeTarget(faults)
+    decoder, _ = make_decoder(FakeWorkers([target], FakeDraft(1.0)))
+    with pytest.raises(ResourceExhaustedError):
+        await decode(decoder)
+    assert not target.sessions
+
+
+async def test_cancelling_at_any_moment_frees_both_workers():
+    """Wherever a cancellation strikes, neither worker keeps anything of the session."""
+    for at in range(await _moments(("draft.", "target."))):
+        faults = Faults(at, ("draft.", "target."), asyncio.CancelledError)
+        target, draft = FakeTarget(faults), FakeDraft(0.8, faults)
+        decoder, session = make_decoder(FakeWorkers([target], draft))
+        task = asyncio.create_task(decode(decoder))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0.002)
+        assert not target.sessions, f"cancelled at {at}: {faults.seen[at]}"
+        assert not draft.sessions, f"cancelled at {at}: {faults.seen[at]}"
+        assert session.output == EXPECTED[: len(session.output)]
+
+
+async def test_a_round_splits_its_time_without_remainder():
+    """Draft, verify, transport and controller add up to no more than the round's wall time."""
+    decoder, _ = make_decoder(FakeWorkers([FakeTarget()], FakeDraft(0.8)))
+    for one in await decode(decoder):
+        wall_ms = (one.end_ns - one.start_ns) / 1e6
+        assert one.times.total_ms == pytest.approx(wall_ms)
+        assert one.times.controller_ms <= wall_ms
+    assert one.depth == SHAPE.depth

@@ -1,0 +1,230 @@
+"""Training commands."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def _pairs(text: str, option: str) -> list[tuple[str, float]]:
+    pairs = []
+    for item in text.split(","):
+        name, separator, value = item.partition("=")
+        try:
+            pairs.append((name.strip(), float(value) if separator else 1.0))
+        except ValueError:
+            raise typer.BadParameter(f"{option}: `{item}` is not NAME=NUMBER") from None
+    return pairs
+
+
+def _indices(text: str, option: str) -> list[int]:
+    try:
+        return [int(item) for item in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{option}: `{text}` is not a list of numbers") from None
+
+
+def train_target(
+    data: Annotated[Path, typer.Argument(help="Folder with train/ and val/ (gzip JSON lines).")],
+    out: Annotated[Path, typer.Option(help="Run folder; an unfinished run in it is resumed.")],
+    mix: Annotated[str, typer.Option(help="Token shares by file: name=share,name=share.")],
+    steps: Annotated[int, typer.Option(help="Updates in all.")],
+    init: Annotated[Path | None, typer.Option(help="Warm start: a Hugging Face folder.")] = None,
+    keep_layers: Annotated[
+        str | None, typer.Option(help="Layers of --init to keep: 0,1,2.")
+    ] = None,
+    freeze_layers: Annotated[int, typer.Option(help="Lowest layers that stay as they are.")] = 0,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Tokenizer folder (default: --init).")
+    ] = None,
+    layers: Annotated[int, typer.Option(help="Layers, from scratch.")] = 10,
+    hidden: Annotated[int, typer.Option(help="Hidden size, from scratch.")] = 384,
+    lengths: Annotated[str, typer.Option(help="Sequence lengths by share of steps.")] = "512=1",
+    tokens_per_step: Annotated[int, typer.Option(help="Tokens of one update.")] = 8192,
+    tokens_per_pass: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 1024,
+    muon_lr: Annotated[float, typer.Option(help="Peak rate of the matrices.")] = 3e-3,
+    adam_lr: Annotated[float, typer.Option(help="Peak rate of everything else.")] = 1e-3,
+    warmup: Annotated[int, typer.Option(help="Updates until the peak rate.")] = 20,
+    decay_share: Annotated[
+        float, typer.Option(help="Last share of updates: rate falls to 0.")
+    ] = 0.5,
+    prompt_weight: Annotated[float, typer.Option(help="Loss weight of prompt tokens.")] = 0.0,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
+    threads: Annotated[int, typer.Option(help="CPU threads of one worker.")] = 1,
+    workers: Annotated[int, typer.Option(help="Threads that share a batch (1 on a GPU).")] = 2,
+    seed: Annotated[int, typer.Option(help="Of data order and initialisation.")] = 0,
+    validate_every: Annotated[int, typer.Option(help="Updates between validations.")] = 100,
+) -> None:
+    """Train a target from scratch or from a warm start, and export it to OUT/export."""
+    from arborist.training.target_command import TargetJob, run_target_job
+
+    job = TargetJob(
+        data=data,
+        out=out,
+        mix=dict(_pairs(mix, "--mix")),
+        num_steps=steps,
+        init=init,
+        keep_layers=None if keep_layers is None else _indices(keep_layers, "--keep-layers"),
+        freeze_layers=freeze_layers,
+        tokenizer=tokenizer,
+        num_layers=layers,
+        hidden_size=hidden,
+        lengths=tuple((int(name), share) for name, share in _pairs(lengths, "--lengths")),
+        tokens_per_step=tokens_per_step,
+        tokens_per_pass=tokens_per_pass,
+        muon_lr=muon_lr,
+        adam_lr=adam_lr,
+        warmup_steps=warmup,
+        decay_share=decay_share,
+        prompt_weight=prompt_weight,
+        device=device,
+        dtype=dtype,
+        num_threads=threads,
+        num_workers=workers,
+        seed=seed,
+        validate_every=validate_every,
+    )
+    _reporting("train-target", lambda: run_target_job(job))
+
+
+def train_head(
+    target: Annotated[Path, typer.Argument(help="Folder of the target.")],
+    out: Annotated[Path, typer.Option(help="Run folder; an unfinished run in it is resumed.")],
+    steps: Annotated[int, typer.Option(help="Updates in all.")],
+    outputs: Annotated[
+        list[Path] | None, typer.Option(help="Own outputs from make-outputs; repeatable.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of gzip JSON lines.")] = None,
+    mix: Annotated[str | None, typer.Option(help="Share of --texts by file: name=share.")] = None,
+    texts: Annotated[int, typer.Option(help="Records of --data to learn from.")] = 0,
+    init: Annotated[Path | None, typer.Option(help="Warm start: a head's folder.")] = None,
+    passes: Annotated[int, typer.Option(help="Unrolled passes.")] = 3,
+    pass_decay: Annotated[float, typer.Option(help="Weight of each pass over the last.")] = 0.9,
+    feature_weight: Annotated[float, typer.Option(help="Weight of SmoothL1 on features.")] = 0.2,
+    noise: Annotated[float, typer.Option(help="Uniform noise on true features, +-.")] = 0.1,
+    max_tokens: Annotated[int, typer.Option(help="Longest sequence; the rest is cut.")] = 512,
+    tokens_per_pass: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 1024,
+    passes_per_step: Annotated[int, typer.Option(help="Forward passes of one update.")] = 4,
+    muon_lr: Annotated[float, typer.Option(help="Peak rate of the matrices.")] = 3e-3,
+    adam_lr: Annotated[float, typer.Option(help="Peak rate of everything else.")] = 1e-3,
+    warmup: Annotated[int, typer.Option(help="Updates until the peak rate.")] = 20,
+    decay_share: Annotated[
+        float, typer.Option(help="Last share of updates: rate falls to 0.")
+    ] = 0.5,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
+    threads: Annotated[int, typer.Option(help="CPU threads of one worker.")] = 1,
+    workers: Annotated[int, typer.Option(help="Threads that share a batch (1 on a GPU).")] = 2,
+    seed: Annotated[int, typer.Option(help="Of data order and initialisation.")] = 0,
+    validate_every: Annotated[int, typer.Option(help="Updates between validations.")] = 100,
+) -> None:
+    """Train an EAGLE head for a target, and export it to OUT/export."""
+    from arborist.training.head_command import HeadJob, run_head_job
+
+    job = HeadJob(
+        target=target,
+        out=out,
+        num_steps=steps,
+        outputs=tuple(outputs or ()),
+        data=data,
+        mix=None if mix is None else dict(_pairs(mix, "--mix")),
+        num_texts=texts,
+        init=init,
+        num_passes=passes,
+        pass_decay=pass_decay,
+        feature_weight=feature_weight,
+        noise=noise,
+        max_tokens=max_tokens,
+        tokens_per_pass=tokens_per_pass,
+        passes_per_step=passes_per_step,
+        muon_lr=muon_lr,
+        adam_lr=adam_lr,
+        warmup_steps=warmup,
+        decay_share=decay_share,
+        device=device,
+        dtype=dtype,
+        num_threads=threads,
+        num_workers=workers,
+        seed=seed,
+        validate_every=validate_every,
+    )
+    _reporting("train-head", lambda: run_head_job(job))
+
+
+def make_outputs(
+    target: Annotated[Path, typer.Argument(help="Folder of the target.")],
+    data: Annotated[Path, typer.Argument(help="Folder of gzip JSON lines with the prompts.")],
+    out: Annotated[Path, typer.Option(help="File to write (.jsonl.gz).")],
+    mix: Annotated[str, typer.Option(help="Share of the prompts by file: name=share.")],
+    prompts: Annotated[int, typer.Option(help="Prompts in all.")] = 2000,
+    max_new_tokens: Annotated[int, typer.Option(help="Limit of an output.")] = 128,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Longer prompts are passed over.")] = 512,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
+) -> None:
+    """Write a target's own greedy outputs, without the looping ones, to train its head on."""
+    from arborist.training.head_command import OutputsJob, run_outputs_job
+
+    job = OutputsJob(
+        target=target,
+        data=data,
+        out=out,
+        mix=dict(_pairs(mix, "--mix")),
+        num_prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        batch_size=batch_size,
+        device=device,
+        num_threads=threads,
+        seed=seed,
+    )
+    _reporting("make-outputs", lambda: typer.echo(run_outputs_job(job)))
+
+
+def make_instructions(
+    data: Annotated[Path, typer.Argument(help="Folder of training files to derive records from.")],
+    out: Annotated[Path, typer.Option(help="Folder for the files.")],
+    templates: Annotated[int, typer.Option(help="Draws from the templates.")] = 20000,
+    summaries: Annotated[int, typer.Option(help="Lead summaries of plain text.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+) -> None:
+    """Write the project's own instruction records."""
+    from arborist.training.instructions.build import build_instructions
+
+    _reporting(
+        "make-instructions",
+        lambda: typer.echo(build_instructions(data, out, templates, summaries, seed)),
+    )
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _reporting(command: str, run: Callable[[], None]) -> None:
+    # A background job starts with SIGINT ignored; both signals must save the run and end it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        run()
+    except KeyboardInterrupt:
+        typer.echo(f"{command}: stopped; the same command goes on from here", err=True)
+        raise typer.Exit(130) from None
+    except (ValueError, OSError) as error:
+        typer.echo(f"{command}: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def register(app: typer.Typer) -> None:
+    """Add the training commands to an application."""
+    app.command("train-target")(train_target)
+    app.command("train-head")(train_head)
+    app.command("make-outputs")(make_outputs)
+    app.command("make-instructions")(make_instructions)

@@ -1,0 +1,1 @@
+"""Training of a target model and of its EAGLE head."""

@@ -1,0 +1,127 @@
+"""Training records: one JSON object a line, plain text or a prompt with its response."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+USER_HEADER = "<|user|>\n"
+ASSISTANT_HEADER = "<|assistant|>\n"
+END_OF_TURN = "<|end|>"
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+
+class Encoder(Protocol):
+    """The part of a tokenizer that training needs."""
+
+    bos_token_id: int
+    eos_token_id: int
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``; special tokens written in it keep their own ids."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training example.
+
+    ``response`` is None for plain text, which then stands in ``text``.
+    """
+
+    text: str
+    response: str | None = None
+    source: str = ""
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 length of what the model is scored on: the response, else the text."""
+        return len((self.response if self.response is not None else self.text).encode())
+
+
+@dataclass(frozen=True)
+class EncodedRecord:
+    """A record as the model reads it: ids and the loss weight of predicting each of them."""
+
+    token_ids: IntArray  # [T]
+    loss_weights: FloatArray  # [T], weight of token t as a label; 0 for bos
+
+    def __len__(self) -> int:
+        return int(self.token_ids.shape[0])
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Read a ``.jsonl`` or ``.jsonl.gz`` file.
+
+    Args:
+        path: each line has ``text``, or ``prompt`` and ``response``; other keys are ignored.
+    Yields:
+        records in file order.
+    Raises:
+        ValueError: a line that is neither kind, naming file and line number.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            row = json.loads(line)
+            source = str(row.get("source", ""))
+            if "prompt" in row and "response" in row:
+                yield Record(row["prompt"], row["response"], source)
+            elif "text" in row:
+                yield Record(row["text"], None, source)
+            else:
+                raise ValueError(f"{path.name}:{number}: needs `text`, or `prompt` and `response`")
+
+
+def data_files(folder: Path) -> dict[str, Path]:
+    """Data files of a folder by name without suffixes.
+
+    Raises:
+        ValueError: the folder has none.
+    """
+    found = {
+        path.name.split(".jsonl")[0]: path
+        for path in sorted(folder.glob("*.jsonl*"))
+        if path.name.endswith((".jsonl", ".jsonl.gz"))
+    }
+    if not found:
+        raise ValueError(f"data folder {folder}: no *.jsonl or *.jsonl.gz file in it")
+    return found
+
+
+def chat_prompt(prompt: str) -> str:
+    """The text in front of a response to a single user turn (without bos)."""
+    return f"{USER_HEADER}{prompt}{END_OF_TURN}\n{ASSISTANT_HEADER}"
+
+
+def encode_record(record: Record, encoder: Encoder, prompt_weight: float = 0.0) -> EncodedRecord:
+    """Token ids and loss weights of one record.
+
+    The prompt is encoded apart from the response, as at inference, so no token straddles both.
+
+    Args:
+        record: what to encode.
+        encoder: the tokenizer.
+        prompt_weight: loss weight of prompt tokens, in [0, 1].
+    Returns:
+        bos, then the tokens, then end-of-turn; bos weighs 0, text and response 1.
+    """
+    if record.response is None:
+        head: list[int] = []
+        tail = encoder.encode(record.text, add_special_tokens=False)
+    else:
+        head = encoder.encode(chat_prompt(record.text), add_special_tokens=False)
+        tail = encoder.encode(record.response, add_special_tokens=False)
+    ids = [encoder.bos_token_id, *head, *tail, encoder.eos_token_id]
+    weights = np.ones(len(ids), dtype=np.float32)
+    weights[0] = 0.0
+    weights[1 : 1 + len(head)] = prompt_weight
+    return EncodedRecord(np.asarray(ids, dtype=np.int64), weights)

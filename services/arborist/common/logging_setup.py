@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import TextIO
 
 from arborist.common.config import TelemetryConfig
 
@@ -34,14 +35,15 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def configure_logging(config: TelemetryConfig, role: str) -> None:
-    """Sends the process's log to stderr; replaces what an earlier call did.
+def configure_logging(config: TelemetryConfig, role: str, stream: TextIO | None = None) -> None:
+    """Sends the process's log to a stream; replaces what an earlier call did.
 
     Args:
         config: Level and format.
         role: ``controller``, ``draft``, ``target`` or the command's name.
+        stream: Where to; None = stderr.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream or sys.stderr)
     if config.log_format == "json":
         handler.setFormatter(JsonFormatter(role))
     else:

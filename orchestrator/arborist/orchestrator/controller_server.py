@@ -1,0 +1,122 @@
+"""A controller as a process has it: public gRPC port, metrics, traces, health. Knows no Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+
+from prometheus_client import CollectorRegistry
+
+from arborist.common.config import ArboristConfig
+from arborist.common.metrics_server import MetricsServer, new_registry
+from arborist.common.server import RpcServer
+from arborist.common.serving_metrics import ServingMetrics
+from arborist.common.telemetry import build_span_recorder
+from arborist.orchestrator.api.generation_servicer import GenerationServicer
+from arborist.orchestrator.api.tokenizer import load_tokenizer
+from arborist.orchestrator.api.validator import RequestLimits
+from arborist.orchestrator.controller import Controller
+from arborist.orchestrator.directory import WorkerDirectory
+from arborist.v1 import generation_pb2, generation_pb2_grpc
+
+SERVICE_NAME = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+# What a stop may take beyond the grace of running requests: delivering the last spans.
+_SPAN_FLUSH_S = 1.0
+
+
+class ControllerServer:
+    """Everything one controller process owns, started and stopped in order."""
+
+    def __init__(
+        self,
+        config: ArboristConfig,
+        directory: WorkerDirectory,
+        *,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        """Prepares; `start` binds. Needs a running event loop.
+
+        Args:
+            config: Everything that can be set.
+            directory: Where workers are.
+            registry: Metrics of the process; None = a new one.
+
+        Raises:
+            ConfigError: The trace file or an OTEL_… variable cannot be used.
+        """
+        self._config = config
+        self._registry = registry or new_registry()
+        self._recorder = build_span_recorder(config.telemetry, "controller", version("arborist"))
+        self._rpc = RpcServer([SERVICE_NAME], setting="controller.grpc_port")
+        self._metrics: MetricsServer | None = None
+        self._health: asyncio.Task[None] | None = None
+        self.controller = Controller(
+            config,
+            directory,
+            metrics=ServingMetrics(self._registry),
+            recorder=self._recorder,
+        )
+        self.address = ""
+
+    @property
+    def metrics_port(self) -> int:
+        """Returns the Prometheus port; −1 = off."""
+        return self._metrics.port if self._metrics is not None else -1
+
+    async def start(self) -> None:
+        """Binds the ports and begins to connect to workers; not SERVING before one is there.
+
+        Raises:
+            ConfigError: The metrics port is in use, or there is no such model folder.
+            UnavailableError: The gRPC port is in use.
+            MismatchError: The model's tokenizer cannot be loaded.
+        """
+        settings, target = self._config.controller, self._config.target
+        tokenizer = await asyncio.to_thread(
+            load_tokenizer, target.resolved_model(), target.revision
+        )
+        servicer = GenerationServicer(self.controller, tokenizer, _request_limits(self._config))
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, self._rpc.grpc_server)
+        self.address = await self._rpc.start(settings.grpc_host, settings.grpc_port)
+        self._metrics = MetricsServer(self._registry, settings.grpc_host, settings.metrics_port)
+        await self.controller.start()
+        self._health = asyncio.get_running_loop().create_task(
+            self._follow_health(), name="controller-health"
+        )
+
+    async def stop(self, grace_s: float) -> None:
+        """Drains: refuses new requests, lets running ones finish, frees every port.
+
+        Args:
+            grace_s: Seconds that running requests get.
+        """
+        if self._health is not None:
+            self._health.cancel()
+            await asyncio.gather(self._health, return_exceptions=True)
+        # Both at once: a stopped server takes no calls while the controller lets running ones end.
+        await asyncio.gather(self.controller.stop(grace_s), self._rpc.stop(grace_s))
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
+        await asyncio.to_thread(self._recorder.shutdown, _SPAN_FLUSH_S)
+
+    async def _follow_health(self) -> None:
+        serving = False
+        while True:
+            if self.controller.ready != serving:
+                serving = not serving
+                await self._rpc.set_serving(serving)
+            await self.controller.workers.changed()
+
+
+def _request_limits(config: ArboristConfig) -> RequestLimits:
+    controller, speculation = config.controller, config.speculation
+    return RequestLimits(
+        max_prompt_tokens=controller.max_prompt_tokens,
+        max_max_tokens=controller.max_max_tokens,
+        default_max_tokens=controller.default_max_tokens,
+        max_stop_strings=controller.max_stop_strings,
+        max_stop_bytes=controller.max_stop_bytes,
+        max_depth=speculation.max_depth,
+        max_top_k=speculation.max_top_k,
+        max_num_draft_tokens=speculation.max_num_draft_tokens,
+    )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.golden.traces import PlainTarget, Trace, read_trace, replay
 
 from arborist.draft.engine import EagleDraftEngine, load_draft
-from tests.golden.traces import PlainTarget, Trace, read_trace, replay
 
 FOLDER = Path(__file__).parent / "eagle2"
 

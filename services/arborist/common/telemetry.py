@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind
 
 from arborist.common.config import TelemetryConfig
 from arborist.common.otel_config import OtelSettings, load_otel_settings
-from arborist.common.span_exporters import JsonLinesExporter, OtlpExporter, SpanExporter
+from arborist.common.span_exporters import JsonLinesExporter, SpanExporter
 from arborist.common.span_record import AttributeValue, SpanRecord
 from arborist.common.traceparent import new_span_id, parse_traceparent
 
@@ -300,6 +300,9 @@ def build_span_recorder(
         exporter = JsonLinesExporter(config.trace_file, resource)
         pipelines.append(SpanPipeline(exporter, config.max_queue_spans, str(config.trace_file)))
     if otel.export_traces:
+        # Late: it brings a good deal with it, in the start of every process.
+        from arborist.common.otlp_exporter import OtlpExporter
+
         destination = otel.endpoint or "the OTLP collector"
         pipelines.append(SpanPipeline(OtlpExporter(resource), config.max_queue_spans, destination))
     return SpanRecorder(pipelines)

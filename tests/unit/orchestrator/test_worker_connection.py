@@ -1,0 +1,354 @@
+"""Streams to a worker: frames, deadlines, losses, releases."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from tests.unit.orchestrator.scripted_worker import ScriptedTarget, opened, serving
+
+from arborist.common import target_wire
+from arborist.common.attach import StreamLane
+from arborist.core.engine import PrefillResult, TargetOpen, VerifyResult
+from arborist.core.errors import (
+    ArboristError,
+    DeadlineError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    SessionFailedError,
+    StaleStampError,
+    UnavailableError,
+    UnknownSessionError,
+)
+from arborist.core.sampling import SamplingParams
+from arborist.core.stamp import Stamp
+from arborist.core.tensor import RawTensor
+from arborist.core.tree import VerifyTree
+from arborist.orchestrator.grpc_target_link import GrpcTargetLink, target_protocol
+from arborist.orchestrator.worker_connection import ConnectionSettings, WorkerConnection
+from arborist.v1 import target_pb2 as pb
+
+REQUEST = TargetOpen(SamplingParams(), None, 64, 8)
+STAMP = Stamp(1, 1, 0)
+TREE = VerifyTree([4, 5, 6], [0, 1, 0], [], [])
+SETTINGS = ConnectionSettings(connect_timeout_s=5.0, backoff_first_s=0.02, refresh_s=0.1)
+
+
+async def until(condition, timeout_s=10.0):
+    """Waits for something that happens in the background."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - looks at what other tasks do
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def connected(
+    servicer: ScriptedTarget, settings: ConnectionSettings = SETTINGS
+) -> AsyncIterator[GrpcTargetLink]:
+    """A link to a scripted worker, attached on both lanes."""
+    async with serving(servicer) as address:
+        connection = WorkerConnection(target_protocol(), address, "c", settings, lambda: None)
+        connection.start()
+        try:
+            await until(lambda: connection.attached)
+            yield GrpcTargetLink(connection)
+        finally:
+            await connection.aclose()
+
+
+def features(rows: int) -> RawTensor:
+    """Feature rows of width 4."""
+    return RawTensor("float32", (rows, 4), np.ones((rows, 4), "<f4").tobytes())
+
+
+def results(command: pb.TargetCommand, answer: object) -> list[pb.TargetResult]:
+    """Messages of an answer, in parts of two rows."""
+    return target_wire.target_results(command.command_id, answer, 0.5, 1.5, 32)
+
+
+def verify(link: GrpcTargetLink, **more):
+    """Asks for TREE to be verified."""
+    arguments = {
+        "want_features": True,
+        "want_node_tokens": False,
+        "traceparent": "",
+        "deadline_s": 5.0,
+        **more,
+    }
+    return link.verify("s", STAMP, 10, 3, TREE, **arguments)
+
+
+async def test_commands_of_one_tick_share_a_frame():
+    """What sessions ask in one tick of the loop crosses the wire once, lane by lane."""
+    servicer = ScriptedTarget()
+    async with connected(servicer) as link:
+        opens = [link.open(f"s{number}", 1, REQUEST, 5.0) for number in range(20)]
+        await asyncio.gather(*opens)
+    frames = servicer.frames[StreamLane.ROUND]
+    assert [len(frame) for frame in frames] == [20]
+    assert len({command.command_id for command in frames[0]}) == 20
+
+
+async def test_lanes_have_connections_of_their_own():
+    """A long prompt on the bulk lane cannot hold up a round: the peers differ."""
+    servicer = ScriptedTarget()
+    async with connected(servicer):
+        assert len(set(servicer.peers.values())) == 2
+
+
+async def test_a_late_result_is_dropped_and_counted():
+    """A deadline ends the wait; the result that comes after it reaches nobody."""
+    release = asyncio.Event()
+
+    async def answer(command):
+        if command.session_id == "slow":
+            await release.wait()
+        return [opened(command)]
+
+    servicer = ScriptedTarget(answer)
+    async with connected(servicer) as link:
+        with pytest.raises(DeadlineError, match="50 ms"):
+            await link.open("slow", 1, REQUEST, 0.05)
+        release.set()
+        await until(lambda: link.connection.num_late == 1)
+        await link.open("next", 1, REQUEST, 5.0)
+        assert link.connection.usable
+
+
+async def test_a_worker_that_says_nothing_is_avoided_until_it_speaks():
+    """A frozen worker misses a deadline and its GetInfo: new sessions go elsewhere meanwhile."""
+    release = asyncio.Event()
+
+    async def answer(command):
+        await release.wait()
+        return [opened(command)]
+
+    servicer = ScriptedTarget(answer, silent_info=True)
+    servicer.silent_info = False
+    settings = ConnectionSettings(connect_timeout_s=0.2, backoff_first_s=0.02, refresh_s=30.0)
+    async with connected(servicer, settings) as link:
+        with pytest.raises(DeadlineError):
+            await link.open("s", 1, REQUEST, 0.05)
+        assert link.connection.attached
+        assert not link.connection.usable
+        release.set()
+        await until(lambda: link.connection.usable)
+
+
+async def test_a_lost_stream_fails_what_is_pending_and_comes_back():
+    """Whoever waits gets UNAVAILABLE at once; the connection returns by itself."""
+
+    async def answer(command):
+        if command.session_id == "forever":
+            await asyncio.sleep(60)
+        return [opened(command)]
+
+    servicer = ScriptedTarget(answer)
+    async with connected(servicer) as link:
+        waiting = asyncio.create_task(link.open("forever", 1, REQUEST, 30.0))
+        await until(lambda: servicer.frames.get(StreamLane.ROUND))
+        servicer.drop_streams()
+        with pytest.raises(UnavailableError):
+            await waiting
+        await until(lambda: servicer.attaches == 4 and link.connection.attached)
+        await link.open("again", 1, REQUEST, 5.0)
+
+
+async def test_a_release_lost_with_its_stream_is_said_again():
+    """Sessions outlive a lost stream at the worker, so the release must reach it after all."""
+    acknowledge = asyncio.Event()
+    seen = []
+
+    async def answer(command):
+        if command.WhichOneof("command") == "release":
+            seen.append(command.session_id)
+            await acknowledge.wait()
+            return results(command, target_wire.Released())
+        return [opened(command)]
+
+    servicer = ScriptedTarget(answer)
+    async with connected(servicer) as link:
+        await link.open("s", 1, REQUEST, 5.0)
+        link.release("s")
+        await until(lambda: seen == ["s"])
+        servicer.drop_streams()
+        await until(lambda: seen == ["s", "s"])
+        acknowledge.set()
+        await link.open("t", 1, REQUEST, 5.0)
+        await asyncio.sleep(0.05)
+        servicer.drop_streams()
+        await until(lambda: servicer.attaches == 6 and link.connection.attached)
+        await link.open("u", 1, REQUEST, 5.0)
+        assert seen == ["s", "s"]
+
+
+async def test_a_new_process_is_not_asked_for_old_sessions():
+    """Releases of sessions that went with their process are forgotten."""
+    seen = []
+
+    async def answer(command):
+        if command.WhichOneof("command") == "release":
+            seen.append(command.session_id)
+            return []
+        return [opened(command)]
+
+    servicer = ScriptedTarget(answer)
+    async with connected(servicer) as link:
+        await link.open("s", 1, REQUEST, 5.0)
+        link.release("s")
+        await until(lambda: seen == ["s"])
+        servicer.worker_id = "w2"
+        servicer.drop_streams()
+        await until(lambda: servicer.attaches == 4 and link.connection.attached)
+        await link.open("t", 1, REQUEST, 5.0)
+        assert seen == ["s"]
+
+
+async def test_nobody_there_is_unavailable_and_retried():
+    """A worker that is not up yet costs nothing but an error; it is found once it listens."""
+    async with serving(ScriptedTarget()) as address:
+        port = int(address.rpartition(":")[2])
+    connection = WorkerConnection(target_protocol(), address, "c", SETTINGS, lambda: None)
+    connection.start()
+    try:
+        link = GrpcTargetLink(connection)
+        with pytest.raises(UnavailableError):
+            await link.open("s", 1, REQUEST, 1.0)
+        with pytest.raises(UnavailableError):
+            _ = link.info
+        async with serving(ScriptedTarget(), port):
+            await until(lambda: connection.attached)
+            await link.open("s", 1, REQUEST, 5.0)
+            assert link.info.name == "scripted"
+    finally:
+        await connection.aclose()
+
+
+async def test_a_draining_worker_takes_no_new_sessions():
+    """Draining is seen by the next look at the worker."""
+    servicer = ScriptedTarget()
+    async with connected(servicer) as link:
+        assert link.connection.usable
+        servicer.draining = True
+        await until(lambda: not link.connection.usable)
+        servicer.draining = False
+        await until(lambda: link.connection.usable)
+
+
+async def test_an_open_that_is_cancelled_frees_the_session():
+    """Nobody will use the session once it is there, so it is released."""
+    seen = []
+
+    async def answer(command):
+        seen.append(command.WhichOneof("command"))
+        if seen[-1] == "open":
+            await asyncio.sleep(60)
+        return results(command, target_wire.Released())
+
+    async with connected(ScriptedTarget(answer)) as link:
+        opening = asyncio.create_task(link.open("s", 1, REQUEST, 30.0))
+        await until(lambda: seen == ["open"])
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await until(lambda: seen == ["open", "release"])
+        assert not link.sessions
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnknownSessionError("gone"),
+        StaleStampError("old", metadata={"last": "1/2/3"}),
+        ResourceExhaustedError("full", retry_after_ms=250),
+        InvalidArgumentError("tokens[2]", 99, "in [0, 64)"),
+    ],
+    ids=lambda error: error.reason,
+)
+async def test_errors_arrive_as_they_were_raised(error):
+    """The caller gets the very class, text, details and advice of the worker."""
+
+    async def answer(command):
+        return results(command, error)
+
+    async with connected(ScriptedTarget(answer)) as link:
+        with pytest.raises(ArboristError) as caught:
+            await verify(link)
+    assert type(caught.value) is type(error)
+    assert vars(caught.value) == vars(error)
+
+
+async def test_parts_of_an_answer_are_put_together():
+    """Features that come in parts reach the caller as one tensor, with the root of the last."""
+
+    async def answer(command):
+        return results(command, PrefillResult(3, features(5), 7))
+
+    async with connected(ScriptedTarget(answer)) as link:
+        reply = await link.prefill(
+            "s",
+            STAMP,
+            3,
+            [1, 2, 3, 4, 5],
+            last=True,
+            want_features=True,
+            traceparent="",
+            deadline_s=5.0,
+        )
+    assert reply.value.features == features(5)
+    assert reply.value.root == 7
+    assert (reply.queue_ms, reply.compute_ms) == (0.5, 1.5)
+
+
+async def test_a_verified_tree_comes_back_with_its_times():
+    """A valid outcome is passed on unchanged."""
+
+    async def answer(command):
+        return results(command, VerifyResult((1, 2), 9, features(3), [], 0.25))
+
+    async with connected(ScriptedTarget(answer)) as link:
+        reply = await verify(link)
+    assert reply.value.accepted_nodes == (1, 2)
+    assert reply.value.bonus == 9
+    assert reply.value.features == features(3)
+    assert reply.value.min_margin == 0.25
+    assert reply.compute_ms == 1.5
+
+
+@pytest.mark.parametrize(
+    ("answer", "options"),
+    [
+        (VerifyResult((3, 2), 9, features(3)), {}),
+        (VerifyResult((1, 3), 9, features(3)), {}),
+        (VerifyResult((4,), 9, features(2)), {}),
+        (VerifyResult((1,), 64, features(2)), {}),
+        (VerifyResult((1,), -1, features(2)), {}),
+        (VerifyResult((1,), 9, features(3)), {}),
+        (VerifyResult((1,), 9, None), {}),
+        (VerifyResult((1,), 9, features(2), [1, 2]), {"want_node_tokens": True}),
+        (VerifyResult((1,), 9, features(2), [1, 2, 3, 64]), {"want_node_tokens": True}),
+        (target_wire.Opened(3), {}),
+    ],
+    ids=[
+        "descending",
+        "no path",
+        "no such node",
+        "bonus over vocabulary",
+        "negative bonus",
+        "too many features",
+        "no features",
+        "too few node tokens",
+        "node token over vocabulary",
+        "another answer",
+    ],
+)
+async def test_an_impossible_outcome_is_refused(answer, options):
+    """A worker that breaks its contract fails the command; nothing of it is committed."""
+
+    async def reply(command):
+        return results(command, answer)
+
+    async with connected(ScriptedTarget(reply)) as link:
+        with pytest.raises((SessionFailedError, InvalidArgumentError)):
+            await verify(link, **options)

@@ -165,6 +165,10 @@ def make_outputs(
     max_new_tokens: Annotated[int, typer.Option(help="Limit of an output.")] = 128,
     max_prompt_tokens: Annotated[int, typer.Option(help="Longer prompts are passed over.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Prompts decoded together.")] = 64,
+    keep_loops: Annotated[bool, typer.Option(help="Write looping outputs too.")] = False,
+    corrections: Annotated[
+        Path | None, typer.Option(help="Also write outputs cut where they should end, to train on.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,

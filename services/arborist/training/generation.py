@@ -76,7 +76,12 @@ class DecodeBatch:
         self._values = [values[index] for values in self._values]
 
     def _layer(
-        self, index: int, layer: torch.nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor,
+        self,
+        index: int,
+        layer: torch.nn.Module,
+        hidden: Tensor,
+        cos: Tensor,
+        sin: Tensor,
         bias: Tensor,
     ) -> Tensor:
         attention, count = layer.get_submodule("self_attn"), self._length + 1

@@ -17,6 +17,7 @@ from arborist.training.own_outputs import (
     OwnOutput,
     pick_prompts,
     read_own_outputs,
+    write_corrections,
     write_own_outputs,
 )
 from arborist.training.records import (
@@ -44,6 +45,8 @@ class OutputsJob:
     max_new_tokens: int = 128
     max_prompt_tokens: int = 512
     batch_size: int = 64
+    keep_loops: bool = False
+    corrections: Path | None = None
     device: str = "cpu"
     num_threads: int = 2
     seed: int = 0
@@ -90,11 +93,20 @@ def run_outputs_job(job: OutputsJob) -> dict[str, int]:
     tokenizer = AutoTokenizer.from_pretrained(job.target)
     model = _target(job.target, job.device)
     prompts = pick_prompts(
-        _read(job.data, job.mix), job.mix, job.num_prompts, tokenizer,
-        max_prompt_tokens=job.max_prompt_tokens, seed=job.seed,
+        _read(job.data, job.mix),
+        job.mix,
+        job.num_prompts,
+        tokenizer,
+        max_prompt_tokens=job.max_prompt_tokens,
+        seed=job.seed,
     )
-    # The longest batches first would starve the bar; in random blocks every part is a fair sample.
-    return write_own_outputs(model, prompts, job.out, job.max_new_tokens, job.batch_size)
+    counts = write_own_outputs(
+        model, prompts, job.out, job.max_new_tokens, job.batch_size, job.keep_loops
+    )
+    if job.corrections is not None:
+        outputs = list(read_own_outputs(job.out))
+        counts.update(write_corrections(job.corrections, outputs, tokenizer))
+    return counts
 
 
 def run_head_job(job: HeadJob) -> None:
@@ -116,17 +128,25 @@ def run_head_job(job: HeadJob) -> None:
     head = _head(job, target).to(job.device)
     replicas = Replicas(head, job.num_workers)
     trainer = HeadTrainer(
-        head, target,
+        head,
+        target,
         make_optimizer(head, job.muon_lr, job.adam_lr, replicas=replicas),
-        examples[held:], examples[:held],
+        examples[held:],
+        examples[:held],
         HeadLoss(job.num_passes, job.pass_decay, job.feature_weight, job.noise),
         HeadRun(
-            num_steps=job.num_steps, tokens_per_pass=job.tokens_per_pass,
-            passes_per_step=job.passes_per_step, warmup_steps=job.warmup_steps,
-            decay_share=job.decay_share, validate_every=job.validate_every, seed=job.seed,
-            device=job.device, dtype=job.dtype,
+            num_steps=job.num_steps,
+            tokens_per_pass=job.tokens_per_pass,
+            passes_per_step=job.passes_per_step,
+            warmup_steps=job.warmup_steps,
+            decay_share=job.decay_share,
+            validate_every=job.validate_every,
+            seed=job.seed,
+            device=job.device,
+            dtype=job.dtype,
         ),
-        job.out, replicas,
+        job.out,
+        replicas,
     )
     trainer.train()
     trainer.validate()
@@ -166,7 +186,7 @@ def _examples(job: HeadJob, tokenizer: PreTrainedTokenizerFast) -> list[EncodedR
     ]
     generator = np.random.default_rng(job.seed)
     if job.data is not None and job.num_texts:
-        mix = job.mix or {name: 1.0 for name in data_files(job.data)}
+        mix = job.mix or dict.fromkeys(data_files(job.data), 1.0)
         total = sum(mix.values())
         for name, records in _read(job.data, mix).items():
             count = min(len(records), round(job.num_texts * mix[name] / total))

@@ -69,9 +69,10 @@ class HeadLoss:
             logprobs = F.linear(chosen, lm_head).float().log_softmax(-1)
             soft = -(target_probs * logprobs).sum(-1)
             close = F.smooth_l1_loss(chosen.float(), wanted.float(), reduction="none").mean(-1)
-            total = total + self.pass_decay**number * (
-                (soft + self.feature_weight * close) * kept
-            ).sum()
+            total = (
+                total
+                + self.pass_decay**number * ((soft + self.feature_weight * close) * kept).sum()
+            )
             agreed.append(int((logprobs.argmax(-1) == favourites).sum()))
             # What is predicted at t is the feature of t+1; the first pair keeps its true one.
             shifted = output.view(rows, columns, width)[:, :-1]

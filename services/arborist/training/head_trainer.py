@@ -56,17 +56,18 @@ class HeadTrainer:
         folder: Path,
         replicas: Replicas | None = None,
     ) -> None:
-        """
+        """Take a head, resuming the run in the folder if there is one.
+
         Args:
-            head: in fp32, one layer, on ``run.device``.
-            target: frozen, on ``run.device``.
-            optimizer: of the head.
-            examples: sequences with the weight of each token as a label.
-            validation: the same, never trained on.
-            loss: loss and number of passes.
-            run: settings.
-            folder: state and log go there; a state already there is resumed.
-            replicas: of the head, when several threads share the work.
+        head: in fp32, one layer, on ``run.device``.
+        target: frozen, on ``run.device``.
+        optimizer: of the head.
+        examples: sequences with the weight of each token as a label.
+        validation: the same, never trained on.
+        loss: loss and number of passes.
+        run: settings.
+        folder: state and log go there; a state already there is resumed.
+        replicas: of the head, when several threads share the work.
         """
         self.head = head
         self._target = target.eval().requires_grad_(False)

@@ -40,7 +40,8 @@ class Mixture:
         seed: int = 0,
         prompt_weight: float = 0.0,
     ) -> None:
-        """
+        """Take the records and their shares.
+
         Args:
             records: records by file name.
             shares: wanted share of the sampled tokens by file name; others are left out.
@@ -61,9 +62,7 @@ class Mixture:
         self._seed = seed
         self._prompt_weight = prompt_weight
         # Shares are of tokens, draws are of records: divide by the mean record length.
-        draws = np.array(
-            [shares[name] / _mean_characters(records[name]) for name in self._names]
-        )
+        draws = np.array([shares[name] / _mean_characters(records[name]) for name in self._names])
         self._draw_probabilities = draws / draws.sum()
         self._encode = lru_cache(maxsize=4096)(self._encode_uncached)
 
@@ -99,5 +98,11 @@ class Mixture:
 
 
 def _mean_characters(records: Sequence[Record]) -> float:
-    total = sum(len(record.text) + len(record.response or "") for record in records)
+    # Token ids count as three characters each: the mean of this project's tokenizer.
+    total = sum(
+        len(record.text)
+        + len(record.response or "")
+        + 3 * (len(record.prompt_ids) + len(record.output_ids))
+        for record in records
+    )
     return max(1.0, total / len(records))

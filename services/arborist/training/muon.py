@@ -32,14 +32,15 @@ class Muon(torch.optim.Optimizer):
         iterations: int = 5,
         run_each: RunEach = _one_by_one,
     ) -> None:
-        """
+        """Take parameter groups.
+
         Args:
-            params: groups with keys ``params``, ``lr``, ``use_muon``, ``weight_decay``.
-            momentum: of Muon groups (Nesterov).
-            betas: of AdamW groups.
-            eps: of AdamW groups.
-            iterations: Newton-Schulz iterations.
-            run_each: runs the updates of all parameters, in threads if it likes.
+        params: groups with keys ``params``, ``lr``, ``use_muon``, ``weight_decay``.
+        momentum: of Muon groups (Nesterov).
+        betas: of AdamW groups.
+        eps: of AdamW groups.
+        iterations: Newton-Schulz iterations.
+        run_each: runs the updates of all parameters, in threads if it likes.
         """
         self._run_each = run_each
         defaults = {

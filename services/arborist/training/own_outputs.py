@@ -76,9 +76,17 @@ def write_own_outputs(
     path: Path,
     max_new_tokens: int,
     batch_size: int = 64,
+    keep_loops: bool = False,
 ) -> dict[str, int]:
     """Decode all prompts and write the outputs that neither loop nor repeat an earlier one.
 
+    Args:
+        model: target, in evaluation mode.
+        prompts: (source, token ids with bos).
+        path: `.jsonl.gz` file to write.
+        max_new_tokens: limit of an output.
+        batch_size: prompts decoded together.
+        keep_loops: write looping outputs too (to learn not to).
     Returns:
         counts: ``kept``, ``looping``, ``repeated``, ``tokens``.
     """
@@ -91,9 +99,11 @@ def write_own_outputs(
         ):
             bar.update()
             key = tuple(output)
-            if loops(output):
-                counts["looping"] += 1
-            elif key in seen and len(output) > 16:
+            looping = loops(output)
+            counts["looping"] += looping
+            if looping and not keep_loops:
+                continue
+            if key in seen and len(output) > 16:
                 counts["repeated"] += 1
             else:
                 seen.add(key)
@@ -103,6 +113,81 @@ def write_own_outputs(
                 row = {"prompt_ids": ids, "output_ids": output, "source": name}
                 lines.write(json.dumps(row) + "\n")
     return counts
+
+
+def end_of_first_lap(output_ids: Sequence[int], breaks: Sequence[int], length: int = 8) -> int:
+    """Where a looping output should have ended.
+
+    Args:
+        output_ids: tokens.
+        breaks: token ids after which an ending reads well (line ends, full stops).
+        length: of the run that counts as a repetition, in tokens.
+    Returns:
+        number of tokens to keep: up to the last break before the second time some run occurs;
+        all of them when no run occurs twice.
+    """
+    seen: dict[tuple[int, ...], int] = {}
+    for start in range(len(output_ids) - length + 1):
+        run = tuple(output_ids[start : start + length])
+        if run in seen:
+            kept = start
+            while kept < len(output_ids) and output_ids[kept] in breaks:
+                kept += 1
+            while kept > 0 and output_ids[kept - 1] not in breaks:
+                kept -= 1
+            return kept
+        seen[run] = start
+    return len(output_ids)
+
+
+def write_corrections(
+    path: Path, outputs: Sequence[OwnOutput], encoder: Encoder, min_tokens: int = 4
+) -> dict[str, int]:
+    """Write own outputs as chat records that end where they should: data against looping.
+
+    An output that ended by itself stays; one that loops is cut before its second lap; one that ran
+    into the limit without looping says nothing about endings and is left out.
+
+    Args:
+        path: `.jsonl.gz` file with token ids; `train-target` reads it like any other data file.
+        outputs: with the looping ones.
+        encoder: tokenizer.
+        min_tokens: shorter ones are left out.
+    Returns:
+        counts: ``ended``, ``cut``, ``left_out``.
+    """
+    breaks = break_tokens(encoder)
+    counts = {"ended": 0, "cut": 0, "left_out": 0}
+    with gzip.open(path, "wt", encoding="utf-8") as lines:
+        for output in outputs:
+            ended = output.output_ids[-1] == encoder.eos_token_id
+            body = output.output_ids[:-1] if ended else output.output_ids
+            # A run may well occur twice in a good answer (code, tables): three times is a loop.
+            kept = end_of_first_lap(body, breaks) if loops(body) else len(body)
+            if ended and kept == len(body):
+                counts["ended"] += 1
+            elif min_tokens <= kept < len(body):
+                counts["cut"] += 1
+            else:
+                counts["left_out"] += 1
+                continue
+            while kept and body[kept - 1] in encoder.encode("\n", add_special_tokens=False):
+                kept -= 1
+            row = {
+                "prompt_ids": output.prompt_ids,
+                "output_ids": body[:kept],
+                "source": f"own output/{output.source}",
+            }
+            lines.write(json.dumps(row) + "\n")
+    return counts
+
+
+def break_tokens(encoder: Encoder) -> set[int]:
+    """Token ids of line ends and sentence ends."""
+    return {
+        encoder.encode(text, add_special_tokens=False)[-1]
+        for text in ("\n", "\n\n", ".", ".\n", "!", "?")
+    }
 
 
 def read_own_outputs(path: Path) -> Iterator[OwnOutput]:

@@ -34,12 +34,15 @@ class Encoder(Protocol):
 class Record:
     """One training example.
 
-    ``response`` is None for plain text, which then stands in ``text``.
+    ``response`` is None for plain text, which then stands in ``text``. A record made of a model's
+    own outputs carries token ids instead, since text need not encode to the same ids again.
     """
 
     text: str
     response: str | None = None
     source: str = ""
+    prompt_ids: tuple[int, ...] = ()
+    output_ids: tuple[int, ...] = ()
 
     @property
     def num_bytes(self) -> int:
@@ -73,7 +76,10 @@ def read_records(path: Path) -> Iterator[Record]:
         for number, line in enumerate(lines, start=1):
             row = json.loads(line)
             source = str(row.get("source", ""))
-            if "prompt" in row and "response" in row:
+            if "output_ids" in row:
+                prompt_ids, output_ids = tuple(row["prompt_ids"]), tuple(row["output_ids"])
+                yield Record("", "", source, prompt_ids, output_ids)
+            elif "prompt" in row and "response" in row:
                 yield Record(row["prompt"], row["response"], source)
             elif "text" in row:
                 yield Record(row["text"], None, source)
@@ -114,8 +120,11 @@ def encode_record(record: Record, encoder: Encoder, prompt_weight: float = 0.0) 
     Returns:
         bos, then the tokens, then end-of-turn; bos weighs 0, text and response 1.
     """
-    if record.response is None:
-        head: list[int] = []
+    if record.output_ids:
+        head: list[int] = list(record.prompt_ids[1:])  # without its bos
+        tail = list(record.output_ids)
+    elif record.response is None:
+        head = []
         tail = encoder.encode(record.text, add_special_tokens=False)
     else:
         head = encoder.encode(chat_prompt(record.text), add_special_tokens=False)

@@ -22,10 +22,11 @@ class Replicas:
     """Models that share their weights with the first one but not their gradients."""
 
     def __init__(self, model: torch.nn.Module, count: int) -> None:
-        """
+        """Copy the model.
+
         Args:
-            model: the first replica; its weights are the weights of all.
-            count: replicas and threads; 1 computes in the calling thread.
+        model: the first replica; its weights are the weights of all.
+        count: replicas and threads; 1 computes in the calling thread.
         """
         self._models: SimpleQueue[torch.nn.Module] = SimpleQueue()
         self._all = [model]

@@ -31,8 +31,10 @@ def save_run_state(
     fresh = run_folder / f"{STATE_FOLDER}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    weights = {name: tensor.detach().contiguous().clone().cpu()
-               for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.detach().contiguous().clone().cpu()
+        for name, tensor in model.state_dict().items()
+    }
     save_file(weights, fresh / "model.safetensors")
     moments = {
         f"{index}.{name}": value.contiguous().cpu()

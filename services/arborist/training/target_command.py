@@ -70,8 +70,9 @@ def run_target_job(job: TargetJob) -> None:
     trainer = TargetTrainer(
         model,
         make_optimizer(model, job.muon_lr, job.adam_lr, replicas=replicas),
-        Mixture(_read(job.data / "train", job.mix), job.mix, tokenizer, job.seed,
-                job.prompt_weight),
+        Mixture(
+            _read(job.data / "train", job.mix), job.mix, tokenizer, job.seed, job.prompt_weight
+        ),
         _read(job.data / "val", None),
         tokenizer,
         _run(job),
@@ -85,10 +86,16 @@ def run_target_job(job: TargetJob) -> None:
 
 def _run(job: TargetJob) -> TargetRun:
     return TargetRun(
-        num_steps=job.num_steps, tokens_per_step=job.tokens_per_step,
-        tokens_per_pass=job.tokens_per_pass, lengths=job.lengths,
-        warmup_steps=job.warmup_steps, decay_share=job.decay_share, seed=job.seed,
-        dtype=job.dtype, device=job.device, validate_every=job.validate_every,
+        num_steps=job.num_steps,
+        tokens_per_step=job.tokens_per_step,
+        tokens_per_pass=job.tokens_per_pass,
+        lengths=job.lengths,
+        warmup_steps=job.warmup_steps,
+        decay_share=job.decay_share,
+        seed=job.seed,
+        dtype=job.dtype,
+        device=job.device,
+        validate_every=job.validate_every,
     )
 
 
@@ -97,12 +104,18 @@ def _model(job: TargetJob, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausal
         return warm_target(job.init, job.keep_layers)
     heads = max(1, job.hidden_size // 64)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=job.hidden_size,
+        vocab_size=len(tokenizer),
+        hidden_size=job.hidden_size,
         intermediate_size=-(-job.hidden_size * 8 // 3 // 128) * 128,
-        num_hidden_layers=job.num_layers, num_attention_heads=heads,
-        num_key_value_heads=max(1, heads // 3), max_position_embeddings=2048,
-        rms_norm_eps=1e-5, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        num_hidden_layers=job.num_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 3),
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     return fresh_target(config, job.seed)
 

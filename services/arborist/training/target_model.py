@@ -89,7 +89,9 @@ def make_optimizer(
 
 
 def export_target(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
     max_shard_size: str = "13MB",
 ) -> None:
     """Write a bf16 Hugging Face folder: config, generation config, shards with index, tokenizer."""

@@ -16,8 +16,8 @@ from transformers import LlamaForCausalLM
 from arborist.training.evaluation import bits_per_byte_by_file
 from arborist.training.mixture import Batch, Mixture
 from arborist.training.muon import Muon
-from arborist.training.replicas import Replicas
 from arborist.training.records import Encoder, Record
+from arborist.training.replicas import Replicas
 from arborist.training.run_state import load_run_state, save_run_state
 from arborist.training.schedule import Schedule
 
@@ -75,16 +75,17 @@ class TargetTrainer:
         folder: Path,
         replicas: Replicas | None = None,
     ) -> None:
-        """
+        """Take a model, resuming the run in the folder if there is one.
+
         Args:
-            model: in fp32, on ``run.device``.
-            optimizer: of the model.
-            mixture: training data.
-            validation: records by file.
-            encoder: tokenizer.
-            run: settings.
-            folder: state and log go there; a state already there is resumed.
-            replicas: of the model, when several threads share the work.
+        model: in fp32, on ``run.device``.
+        optimizer: of the model.
+        mixture: training data.
+        validation: records by file.
+        encoder: tokenizer.
+        run: settings.
+        folder: state and log go there; a state already there is resumed.
+        replicas: of the model, when several threads share the work.
         """
         self.model = model
         self._replicas = replicas or Replicas(model, 1)
@@ -155,8 +156,11 @@ class TargetTrainer:
     def validate(self) -> dict[str, float]:
         """Bits per byte by file, also written to the log."""
         result = bits_per_byte_by_file(
-            self.model, self._validation, self._encoder,
-            self._run.validation_records, self._run.device,
+            self.model,
+            self._validation,
+            self._encoder,
+            self._run.validation_records,
+            self._run.device,
         )
         self._log({"step": self.step, "bits_per_byte": result})
         return result

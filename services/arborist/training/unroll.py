@@ -18,10 +18,11 @@ class UnrolledAttention:
     """
 
     def __init__(self, num_rows: int, num_columns: int) -> None:
-        """
+        """Begin a batch.
+
         Args:
-            num_rows: sequences B.
-            num_columns: pairs T of each, padded on the right.
+        num_rows: sequences B.
+        num_columns: pairs T of each, padded on the right.
         """
         self._shape = (num_rows, num_columns)
         self._keys: list[Tensor] = []  # of each pass: [B, heads, T, hd]

@@ -38,8 +38,12 @@ def build_instructions(
         counts["own_answers"] = _write(out, "own_answers", rows)
     texts = [name for name in ("stories_public_domain", "dialogue", "docs_tech") if name in files]
     if texts:
-        pool = [record for name in texts for record in read_records(files[name])
-                if record.response is None]
+        pool = [
+            record
+            for name in texts
+            for record in read_records(files[name])
+            if record.response is None
+        ]
         rows = _summaries(pool, num_summaries, rng)
         counts["own_summaries"] = _write(out, "own_summaries", rows)
     return counts
@@ -51,17 +55,24 @@ def _templates(rng: random.Random, count: int) -> Iterator[Row]:
         kind, pair = instruction(rng)
         if pair not in seen:
             seen.add(pair)
-            yield {"prompt": pair[0], "response": pair[1],
-                   "source": f"{OWN_SOURCE}/{kind}", "licence": "Apache-2.0"}
+            yield {
+                "prompt": pair[0],
+                "response": pair[1],
+                "source": f"{OWN_SOURCE}/{kind}",
+                "licence": "Apache-2.0",
+            }
 
 
 def _answers(records: Iterable[Record]) -> Iterator[Row]:
     for record in records:
         answer = full_answer(record.text, record.response or "")
         if answer is not None:
-            yield {"prompt": record.text, "response": answer,
-                   "source": f"{record.source} (answer put into a sentence)",
-                   "licence": "as its source"}
+            yield {
+                "prompt": record.text,
+                "response": answer,
+                "source": f"{record.source} (answer put into a sentence)",
+                "licence": "as its source",
+            }
 
 
 def _summaries(records: list[Record], count: int, rng: random.Random) -> Iterator[Row]:
@@ -76,8 +87,12 @@ def _summaries(records: list[Record], count: int, rng: random.Random) -> Iterato
         summary = lead_summary(flat)
         if summary is None or "|" in summary or "`" in summary:
             continue
-        yield {"prompt": f"Summarize: {flat}", "response": summary,
-               "source": f"{record.source} (lead as summary)", "licence": "as its source"}
+        yield {
+            "prompt": f"Summarize: {flat}",
+            "response": summary,
+            "source": f"{record.source} (lead as summary)",
+            "licence": "as its source",
+        }
         made += 1
         if made == count:
             return

@@ -7,18 +7,38 @@ import re
 ARTICLES = ("the ", "a ", "an ")
 QUESTION = re.compile(r"^(what|who|where|when|which|how)\b(.*?)\??$", re.IGNORECASE)
 COPULA = re.compile(r"^\s+(is|are|was|were)\s+(.+)$", re.IGNORECASE)
-PLAYS = re.compile(r"^\s+(plays|played|voices|voiced|wrote|invented|founded|won|owns|discovered|"
-                   r"directed|sang|sings|created|killed|designed|started|ran|developed|made)\s+(.+)$",
-                   re.IGNORECASE)
-DID = re.compile(r"^(.*?)\s+(did|does|do)\s+(.+?)\s+(\w+(?:\s+(?:in|at|to|from|for|with|on))?)$",
-                 re.IGNORECASE)
+PLAYS = re.compile(
+    r"^\s+(plays|played|voices|voiced|wrote|invented|founded|won|owns|discovered|"
+    r"directed|sang|sings|created|killed|designed|started|ran|developed|made)\s+(.+)$",
+    re.IGNORECASE,
+)
+DID = re.compile(
+    r"^(.*?)\s+(did|does|do)\s+(.+?)\s+(\w+(?:\s+(?:in|at|to|from|for|with|on))?)$", re.IGNORECASE
+)
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'])")
 PREPOSITION = {"where": "in ", "when": "in "}
-REGULAR_PAST = {"die": "died", "live": "lived", "play": "played", "start": "started", "happen":
-                "happened", "move": "moved", "work": "worked", "marry": "married", "study":
-                "studied", "end": "ended", "begin": "began", "win": "won", "go": "went",
-                "come from": "came from", "write": "wrote", "take place": "took place",
-                "belong to": "belonged to", "grow": "grew", "speak": "spoke", "teach": "taught"}
+REGULAR_PAST = {
+    "die": "died",
+    "live": "lived",
+    "play": "played",
+    "start": "started",
+    "happen": "happened",
+    "move": "moved",
+    "work": "worked",
+    "marry": "married",
+    "study": "studied",
+    "end": "ended",
+    "begin": "began",
+    "win": "won",
+    "go": "went",
+    "come from": "came from",
+    "write": "wrote",
+    "take place": "took place",
+    "belong to": "belonged to",
+    "grow": "grew",
+    "speak": "spoke",
+    "teach": "taught",
+}
 
 
 def full_answer(question: str, answer: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from arborist.core.errors import UnavailableError
 
@@ -15,15 +15,13 @@ _READY = re.compile(r"ready: .*?grpc://(?P<address>[^\s]+:\d+)")
 class WorkerProcess:
     """`arborist serve-draft` or `serve-target` under our wing: started, awaited, stopped."""
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-        """Prepares a process; nothing runs yet.
+    def __init__(self, arguments: Sequence[str]) -> None:
+        """Prepares a process; nothing runs yet. It inherits this process's environment.
 
         Args:
             arguments: What follows `arborist` on the command line.
-            environment: The whole environment of the process.
         """
         self._arguments = list(arguments)
-        self._environment = dict(environment)
         self._process: asyncio.subprocess.Process | None = None
         self._tail: list[str] = []
         self._drain: asyncio.Task[None] | None = None
@@ -42,7 +40,6 @@ class WorkerProcess:
             "-m",
             "arborist.cli.main",
             *self._arguments,
-            env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -52,7 +49,9 @@ class WorkerProcess:
                 address = await self._await_ready(self._process)
         except TimeoutError:
             await self.stop(1.0)
-            raise UnavailableError(f"{self._arguments[0]} was not ready in {timeout_s:g} s") from None
+            raise UnavailableError(
+                f"{self._arguments[0]} was not ready in {timeout_s:g} s"
+            ) from None
         self._drain = asyncio.create_task(self._drain_output(self._process))
         return address
 

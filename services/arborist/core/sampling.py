@@ -76,12 +76,17 @@ def gumbel_noise(seed: int, position: int, vocab_size: int, device: torch.device
     Returns:
         float64, shape (vocab_size,), standard Gumbel.
     """
-    key = _mix_int((seed + (position + 1) * (_GOLDEN & _MASK_64)) & _MASK_64)
-    signed_key = key - (1 << 64) if key >> 63 else key
+    return _noise_rows(seed, [position], vocab_size, device)[0]
+
+
+def _noise_rows(seed: int, positions: list[int], vocab_size: int, device: torch.device) -> Tensor:
+    keys = [_mix_int((seed + (at + 1) * (_GOLDEN & _MASK_64)) & _MASK_64) for at in positions]
+    signed = [key - (1 << 64) if key >> 63 else key for key in keys]
+    key_rows = torch.tensor(signed, dtype=torch.int64, device=device)[:, None]  # [P, 1]
     counter = torch.arange(1, vocab_size + 1, dtype=torch.int64, device=device)  # [V]
-    bits = _mix_tensor(counter * _GOLDEN + signed_key)  # [V]
-    uniform = (_shift_right(bits, 11).to(torch.float64) + 0.5) * 2.0**-53  # [V] in (0, 1)
-    return -torch.log(-torch.log(uniform))
+    bits = _mix_tensor(counter * _GOLDEN + key_rows)  # [P, V]
+    uniform = (_shift_right(bits, 11).to(torch.float64) + 0.5) * 2.0**-53  # [P, V] in (0, 1)
+    return uniform.log_().neg_().log_().neg_()
 
 
 def process_logits(logits: Tensor, params: SamplingParams) -> Tensor:
@@ -130,11 +135,10 @@ def draw_tokens(
         scores = logits.float()  # [R, V]
     else:
         scores = process_logits(logits, params).double()
-        noise = {
-            position: gumbel_noise(params.seed, position, logits.shape[-1], logits.device)
-            for position in set(positions)
-        }
-        scores = scores + torch.stack([noise[position] for position in positions])
+        distinct = sorted(set(positions))
+        noise = _noise_rows(params.seed, distinct, logits.shape[-1], logits.device)  # [P, V]
+        row_of = {position: row for row, position in enumerate(distinct)}
+        scores = scores + noise[[row_of[position] for position in positions]]  # [R, V]
     best = scores.topk(2, dim=-1)  # [R, 2]
     values, indices = best.values.tolist(), best.indices.tolist()
     for high, _ in values:

@@ -7,19 +7,18 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from arborist.cli.bench.output import Output
+from arborist.common.telemetry import SpanRecorder
 from arborist.core.policy import TreePolicy
 from arborist.core.sampling import SamplingParams
 from arborist.orchestrator.clock import SystemClock
 from arborist.orchestrator.deadlines import DeadlinePolicy, Deadlines
 from arborist.orchestrator.decode import DecodeLimits, Decoder
 from arborist.orchestrator.links import WorkerPool
-from arborist.orchestrator.request_trace import RequestTrace
 from arborist.orchestrator.round import Round
 from arborist.orchestrator.session import Session
+from arborist.orchestrator.spans import begin_trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from transformers import PreTrainedModel
 
 # A benchmark measures time, it must not lose a worker to it.
@@ -95,7 +94,7 @@ class DecoderMode:
         workers: WorkerPool,
         policy: TreePolicy | None,
         eos_token_ids: tuple[int, ...],
-        trace: Callable[[], RequestTrace],
+        recorder: SpanRecorder,
     ) -> None:
         """Prepares a mode.
 
@@ -104,13 +103,13 @@ class DecoderMode:
             workers: In process or over gRPC.
             policy: Shapes the tree; None = plain decoding.
             eos_token_ids: Tokens that end an output.
-            trace: Makes the trace of one request.
+            recorder: Takes the spans of every request.
         """
         self._name = name
         self._workers = workers
         self._policy = policy
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._trace = trace
+        self._recorder = recorder
         self._deadlines = Deadlines(_PATIENT)
         self._clock = SystemClock()
 
@@ -128,6 +127,7 @@ class DecoderMode:
             max_tokens=max_tokens,
             eos_token_ids=self._eos_token_ids,
         )
+        trace = begin_trace(self._recorder, self._clock, "level", "")
         decoder = Decoder(
             session,
             self._workers,
@@ -135,17 +135,19 @@ class DecoderMode:
             limits=DecodeLimits(),
             deadlines=self._deadlines,
             clock=self._clock,
-            trace=self._trace(),
+            trace=trace,
         )
         rounds: list[Round] = []
         first_token_s = ended = 0.0
         try:
             async for round_ in decoder.run():
                 ended = time.perf_counter()
+                trace.deliver(round_, len(round_.tokens))
                 if round_.round_index < 0:
                     first_token_s = ended
                 else:
                     rounds.append(round_)
         finally:
             decoder.close()
+            trace.finish({"completion_tokens": len(session.output)})
         return Output(session.output, ended - first_token_s, rounds)

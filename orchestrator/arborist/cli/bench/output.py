@@ -40,8 +40,7 @@ class Output:
 def loops(token_ids: Sequence[int]) -> bool:
     """Returns whether some 8-gram occurs three times, overlaps counted."""
     grams = Counter(
-        tuple(token_ids[at : at + _LOOP_NGRAM])
-        for at in range(len(token_ids) - _LOOP_NGRAM + 1)
+        tuple(token_ids[at : at + _LOOP_NGRAM]) for at in range(len(token_ids) - _LOOP_NGRAM + 1)
     )
     return bool(grams) and max(grams.values()) >= _LOOP_TIMES
 

@@ -85,7 +85,8 @@ def _acceptance(outputs: Sequence[Output], decode_text: Callable[[list[int]], st
     if rounds == 0:
         return {"rounds": 0, "tau": None, "tau_loop_free": None, "bytes_per_round": None}
     num_bytes = sum(
-        len(decode_text(output.token_ids).encode()) - len(decode_text(output.token_ids[:1]).encode())
+        len(decode_text(output.token_ids).encode())
+        - len(decode_text(output.token_ids[:1]).encode())
         for output in outputs
         if output.rounds
     )

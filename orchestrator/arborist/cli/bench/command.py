@@ -1,0 +1,213 @@
+"""The `arborist bench` command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from arborist.core.errors import InvalidArgumentError
+from arborist.core.shape import TreeShape
+
+SCHEMA = "arborist.bench/1"
+DTYPES = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+}
+
+
+def bench(
+    prompts: Annotated[Path, typer.Option(help="JSON lines with `turns`, gzip or not.")],
+    modes: Annotated[
+        str, typer.Option(help="Contestants, with commas.")
+    ] = "hf_generate,plain,monolith,eagle2",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures to this file.")
+    ] = None,
+    depth: Annotated[
+        int | None, typer.Option(help="Levels below the root (SGLang num-steps).")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Frontier width and children per node (eagle-topk).")
+    ] = None,
+    num_draft_tokens: Annotated[
+        int | None,
+        typer.Option(help="Drafted nodes per round (SGLang's or EAGLE's number minus 1)."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens per output.")] = 128,
+    dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    repetitions: Annotated[int, typer.Option(min=1, max=1000, help="Interleaved.")] = 5,
+    num_prompts: Annotated[
+        int | None, typer.Option(min=1, help="Take this many questions, spread evenly.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Target folder; unset = embedded.")] = None,
+    draft: Annotated[str | None, typer.Option(help="Head folder; unset = embedded.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
+    num_threads: Annotated[int, typer.Option(min=0, help="0 = every core.")] = 0,
+    tracing: Annotated[bool, typer.Option(help="Trace every round, as in production.")] = True,
+    trace_file: Annotated[Path | None, typer.Option(help="Keep the spans in this file.")] = None,
+) -> None:
+    """Measure all modes side by side on the same prompts, with workers of its own; no Ray."""
+    from arborist.common.threads_config import apply_thread_environment
+
+    apply_thread_environment(num_threads)
+    from arborist.cli.bench.contest import MODES, BenchSettings
+    from arborist.cli.bench.questions import read_questions
+    from arborist.common.config import load_config
+
+    chosen = tuple(name.strip() for name in modes.split(",") if name.strip())
+    for name in chosen:
+        if name not in MODES:
+            raise InvalidArgumentError("--modes", name, f"among {', '.join(MODES)}")
+    if not chosen or len(set(chosen)) != len(chosen):
+        raise InvalidArgumentError("--modes", modes, "one or more distinct modes")
+    if dtype not in DTYPES:
+        raise InvalidArgumentError("--dtype", dtype, "fp32, bf16 or fp16")
+    config = load_config(
+        None, {"target.model": target, "draft.model": draft, "draft.target_model": target}
+    )
+    default = config.speculation.shape()
+    settings = BenchSettings(
+        target=config.target.resolved_model(),
+        draft=config.draft.resolved_model(),
+        modes=chosen,
+        shape=TreeShape(
+            default.depth if depth is None else depth,
+            default.top_k if top_k is None else top_k,
+            default.num_draft_tokens if num_draft_tokens is None else num_draft_tokens,
+        ),
+        max_tokens=max_tokens,
+        dtype=DTYPES[dtype],
+        device=device,
+        num_threads=num_threads,
+        repetitions=repetitions,
+        tracing=tracing,
+        trace_file=trace_file,
+    )
+    questions = read_questions(prompts, num_prompts)
+    report = asyncio.run(_run(settings, questions))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    _print(report)
+
+
+async def _run(settings: Any, questions: Any) -> dict[str, Any]:
+    from rich.progress import Progress
+
+    from arborist.cli.bench.contest import open_contest
+    from arborist.cli.bench.report import mode_figures, ratios, repetition_speeds
+    from arborist.orchestrator.api.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(settings.target)
+    if tokenizer is None:
+        raise InvalidArgumentError("--target", settings.target, "a folder with a tokenizer")
+    async with open_contest(settings, tokenizer) as contest:
+        with Progress(transient=True) as progress:
+            turns = sum(len(question.turns) for question in questions)
+            total = turns * len(settings.modes) * settings.repetitions
+            task = progress.add_task("bench", total=total)
+            results = await contest.run(questions, lambda: progress.advance(task))
+    outputs = results.outputs
+    plain = outputs["plain"][-1] if "plain" in outputs else None
+    return {
+        "schema": SCHEMA,
+        "machine": _machine(),
+        "settings": _settings(settings)
+        | {"num_prompts": results.num_prompts, "num_skipped": results.num_skipped},
+        "modes": {
+            name: mode_figures(repetitions, plain, tokenizer.decode)
+            for name, repetitions in outputs.items()
+        },
+        "ratios": ratios({name: repetition_speeds(reps) for name, reps in outputs.items()}),
+    }
+
+
+def _settings(settings: Any) -> dict[str, Any]:
+    values: dict[str, Any] = asdict(settings)
+    shape = values.pop("shape")
+    values["trace_file"] = str(settings.trace_file) if settings.trace_file else None
+    for name in ("target", "draft"):  # The folder's name says enough; paths are nobody's business.
+        values[name] = Path(values[name]).name
+    values.update(shape, modes=list(settings.modes))
+    return values
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "arborist": version("arborist"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title=_title(report))
+    columns = ("mode", "tokens/s", "quartiles", "tau", "bytes/round", "loops", "= plain")
+    for column in (*columns, "draft ms", "verify ms", "transport ms", "controller ms", "round ms"):
+        table.add_column(column, justify="right")
+    for name, row in report["modes"].items():
+        times = row["round_ms"] or {}
+        equal = row.get("outputs_equal_to_plain")
+        table.add_row(
+            name,
+            f"{row['tokens_per_s']:.1f}",
+            "–".join(f"{value:.1f}" for value in row["tokens_per_s_quartiles"]),
+            _text(row["tau"]),
+            _text(row["bytes_per_round"]),
+            f"{row['loop_share']:.0%}",
+            "" if equal is None else f"{equal}/{row['prompts']}",
+            *(
+                _text(times.get(key))
+                for key in ("draft_compute", "verify_compute", "transport", "controller", "total")
+            ),
+        )
+    console.print(table)
+    for name, value in report["ratios"].items():
+        console.print(f"{name} = {value:.3f}")
+
+
+def _title(report: dict[str, Any]) -> str:
+    settings = report["settings"]
+    return (
+        f"{settings['num_prompts']} prompts, {settings['dtype']}, depth {settings['depth']}, "
+        f"top_k {settings['top_k']}, num_draft_tokens {settings['num_draft_tokens']}, "
+        f"{report['machine']['cores']} cores, {settings['repetitions']} repetitions"
+    )
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("bench")(bench)

@@ -1,0 +1,224 @@
+"""Brings up the contestants, lets them decode every prompt in turn, and takes them down."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from arborist.cli.bench.modes import DecoderMode, HfGenerateMode, Mode
+from arborist.cli.bench.output import Output
+from arborist.cli.bench.questions import Question
+from arborist.cli.worker_process import WorkerProcess
+from arborist.common.config import TelemetryConfig
+from arborist.common.telemetry import SpanRecorder, build_span_recorder
+from arborist.core.errors import InvalidArgumentError, UnavailableError
+from arborist.core.policy import Eagle2Policy
+from arborist.core.shape import TreeShape
+from arborist.orchestrator.api.incoming import ChatTurn
+from arborist.orchestrator.api.tokenizer import Tokenizer
+from arborist.orchestrator.directory import FixedDirectory
+from arborist.orchestrator.links import WorkerPool
+from arborist.orchestrator.local_links import FixedWorkers, LocalDraftLink, LocalTargetLink
+from arborist.orchestrator.worker_pool import GrpcWorkerPool, SessionWorkers
+
+MODES = ("hf_generate", "plain", "monolith", "eagle2")
+_START_S = 120.0
+_STOP_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """What is compared, and how.
+
+    Attributes:
+        target: Folder of the target.
+        draft: Folder of the head.
+        modes: Contestants, in the order they take turns.
+        shape: Tree of the modes that draft.
+        max_tokens: Most tokens per output.
+        dtype: float32, bfloat16 or float16, of every contestant.
+        device: cpu or cuda:N, of every contestant.
+        num_threads: Compute threads of every contestant; 0 = every core.
+        repetitions: Times every prompt is decoded by every mode.
+        kv_capacity_tokens: KV of each worker, in tokens.
+        tracing: Whether every round is traced, as in production.
+        trace_file: Where spans go; None = a file that is dropped afterwards.
+    """
+
+    target: str
+    draft: str
+    modes: tuple[str, ...]
+    shape: TreeShape
+    max_tokens: int
+    dtype: str
+    device: str = "cpu"
+    num_threads: int = 0
+    repetitions: int = 5
+    kv_capacity_tokens: int = 8192
+    tracing: bool = True
+    trace_file: Path | None = None
+
+
+@dataclass(slots=True)
+class Results:
+    """Outputs by mode, repetition and prompt."""
+
+    outputs: dict[str, list[list[Output]]] = field(default_factory=dict)
+    num_prompts: int = 0
+    num_skipped: int = 0
+
+
+class Contest:
+    """The contestants, ready to decode."""
+
+    def __init__(
+        self, settings: BenchSettings, modes: Sequence[Mode], tokenizer: Tokenizer, context: int
+    ) -> None:
+        self._settings = settings
+        self._modes = modes
+        self._tokenizer = tokenizer
+        self._context = context
+
+    async def run(self, questions: Sequence[Question], progress: Any) -> Results:
+        """Decodes every turn of every question with every mode, `repetitions` times.
+
+        Modes take turns at every prompt, so that whatever else the machine does hits all alike.
+        The first prompt is decoded once more before, to warm everything up.
+
+        Args:
+            questions: Conversations; later turns see the first mode's earlier answers.
+            progress: Called with no arguments after every output.
+        Returns:
+            All outputs; prompts that do not fit the context are skipped and counted.
+        """
+        results = Results(outputs={mode.name: [] for mode in self._modes})
+        prompts = await self._first_repetition(questions, results, progress)
+        if not prompts:
+            raise InvalidArgumentError("--prompts", "no prompt", "one that fits the context")
+        for _ in range(self._settings.repetitions - 1):
+            for mode in self._modes:
+                results.outputs[mode.name].append([])
+            for prompt in prompts:
+                await self._decode(prompt, results, progress)
+        return results
+
+    async def _first_repetition(
+        self, questions: Sequence[Question], results: Results, progress: Any
+    ) -> list[list[int]]:
+        for mode in self._modes:
+            results.outputs[mode.name].append([])
+        prompts: list[list[int]] = []
+        for question in questions:
+            turns: list[ChatTurn] = []
+            for text in question.turns:
+                turns.append(ChatTurn("user", text))
+                prompt = self._encode(turns)
+                if len(prompt) + self._settings.max_tokens > self._context:
+                    results.num_skipped += 1
+                    break
+                if not prompts:
+                    await self._warm_up(prompt)
+                prompts.append(prompt)
+                answer = await self._decode(prompt, results, progress)
+                turns.append(ChatTurn("assistant", self._tokenizer.decode(answer.token_ids)))
+        results.num_prompts = len(prompts)
+        return prompts
+
+    async def _warm_up(self, prompt: list[int]) -> None:
+        for mode in self._modes:
+            await mode.generate(prompt, min(16, self._settings.max_tokens))
+
+    async def _decode(self, prompt: list[int], results: Results, progress: Any) -> Output:
+        answers: list[Output] = []
+        for mode in self._modes:
+            answers.append(await mode.generate(prompt, self._settings.max_tokens))
+            results.outputs[mode.name][-1].append(answers[-1])
+            progress()
+        return answers[0]
+
+    def _encode(self, turns: list[ChatTurn]) -> list[int]:
+        if self._tokenizer.has_chat_template:
+            return self._tokenizer.render_chat(turns)
+        return self._tokenizer.encode("\n\n".join(turn.content for turn in turns))
+
+
+@asynccontextmanager
+async def open_contest(settings: BenchSettings, tokenizer: Tokenizer) -> AsyncIterator[Contest]:
+    """Starts what the modes need: engines in process, workers as processes; stops it again.
+
+    Raises:
+        ArboristError: A model cannot be loaded or a worker does not start.
+    """
+    async with AsyncExitStack() as stack:
+        trace_file = settings.trace_file
+        if settings.tracing and trace_file is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="arborist-bench-"))
+            trace_file = Path(folder) / "spans.jsonl"
+        recorder = SpanRecorder()
+        if settings.tracing:
+            recorder = build_span_recorder(TelemetryConfig(trace_file=trace_file), "controller")
+            stack.callback(recorder.shutdown)
+        from arborist.cli.bench.models import load_hf, load_local, model_facts
+
+        facts = model_facts(settings.target)
+        modes: list[Mode] = []
+        remote: WorkerPool | None = None
+        for name in settings.modes:
+            make = partial(DecoderMode, name, eos_token_ids=facts.eos_token_ids, recorder=recorder)
+            policy = Eagle2Policy(settings.shape)
+            if name == "hf_generate":
+                modes.append(HfGenerateMode(load_hf(settings), facts.eos_token_ids))
+            elif name == "monolith":
+                target, draft = load_local(settings)
+                local = FixedWorkers(LocalTargetLink(target), LocalDraftLink(draft))
+                modes.append(make(workers=local, policy=policy))
+            else:
+                remote = remote or await _start_workers(settings, trace_file, stack)
+                modes.append(make(workers=remote, policy=policy if name == "eagle2" else None))
+        yield Contest(settings, modes, tokenizer, facts.context_length)
+
+
+async def _start_workers(
+    settings: BenchSettings, trace_file: Path | None, stack: AsyncExitStack
+) -> WorkerPool:
+    """Starts a target and a draft worker as processes and connects to them."""
+    common = [
+        f"--device={settings.device}",
+        f"--dtype={settings.dtype}",
+        f"--num-threads={settings.num_threads}",
+        f"--kv-capacity-tokens={settings.kv_capacity_tokens}",
+        "--host=127.0.0.1",
+        "--port=0",
+        "--metrics-port=-1",
+    ]
+    roles = {
+        "target": ["serve-target", f"--model={settings.target}"],
+        "draft": [
+            "serve-draft",
+            f"--model={settings.draft}",
+            f"--target-model={settings.target}",
+        ],
+    }
+    addresses: dict[str, str] = {}
+    for role, arguments in roles.items():
+        spans = []
+        if settings.tracing and trace_file is not None:
+            spans = [f"--trace-file={trace_file.with_suffix(f'.{role}.jsonl')}"]
+        worker = WorkerProcess([*arguments, *common, *spans])
+        stack.push_async_callback(worker.stop, _STOP_S)
+        addresses[role] = await worker.start(_START_S)
+    pool = GrpcWorkerPool(
+        FixedDirectory([addresses["target"]], [addresses["draft"]]), "arborist-bench"
+    )
+    stack.push_async_callback(pool.aclose)
+    await pool.start()
+    ready = await pool.wait_until(lambda: bool(pool.targets and pool.drafts), _START_S)
+    if not ready:
+        raise UnavailableError("the workers could not be reached")
+    pool.check_fit()
+    return SessionWorkers(pool, pool.targets[0].info.name, _START_S)

@@ -1,0 +1,154 @@
+"""Text to token ids and back, with the tokenizer that lies beside the target's weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from jinja2 import TemplateError
+from transformers import AutoTokenizer
+
+from arborist.core.errors import InvalidArgumentError, MismatchError
+from arborist.orchestrator.api.incoming import ChatTurn
+
+# At least one of these lies in every folder that has a tokenizer.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+)
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_MAX_REASON_LENGTH = 200
+
+
+class Tokenizer:
+    """The tokenizer of one model; stateless, so threads may share it."""
+
+    def __init__(self, backend: Any) -> None:
+        """Wraps a tokenizer of transformers.
+
+        Args:
+            backend: A `PreTrainedTokenizerBase`.
+        """
+        self._backend = backend
+        # The Rust tokenizer itself where there is one: the wrapper's `decode` costs more than it.
+        self._fast = getattr(backend, "backend_tokenizer", None)
+        added = (index for index, one in backend.added_tokens_decoder.items() if one.special)
+        self._special_ids = frozenset(added) | frozenset(backend.all_special_ids)
+        byte_ids = (
+            index for token, index in backend.get_vocab().items() if _BYTE_TOKEN.fullmatch(token)
+        )
+        self._byte_ids = frozenset(byte_ids)
+
+    @property
+    def byte_ids(self) -> frozenset[int]:
+        """Returns the ids of byte-fallback tokens (`<0x0A>`): their text needs their neighbours."""
+        return self._byte_ids
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Returns the ids that never become text."""
+        return self._special_ids
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Returns whether conversations can be rendered."""
+        return bool(self._backend.chat_template)
+
+    def encode(self, text: str) -> list[int]:
+        """Returns exactly `tokenizer(text).input_ids`.
+
+        Args:
+            text: Valid Unicode, no lone surrogates.
+        """
+        # Not verbose: a text over the model's length is for the validator to refuse, not to log.
+        return [int(one) for one in self._backend(text, verbose=False).input_ids]
+
+    def render_chat(self, turns: Sequence[ChatTurn]) -> list[int]:
+        """Renders a conversation up to where the assistant is to speak.
+
+        Args:
+            turns: At least one, with known roles.
+        Returns:
+            Token ids of the rendered chat template.
+        Raises:
+            InvalidArgumentError: The model has no chat template, or the template refuses the
+                conversation.
+        """
+        if not self.has_chat_template:
+            raise InvalidArgumentError(
+                "messages", f"{len(turns)} messages", "absent: this model has no chat template"
+            )
+        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        try:
+            ids = self._backend.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            )
+        except TemplateError as error:
+            reason = " ".join(str(error).split())[:_MAX_REASON_LENGTH]
+            raise InvalidArgumentError(
+                "messages", f"{len(turns)} messages", f"what the chat template takes: {reason}"
+            ) from None
+        return [int(one) for one in ids]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Returns the text of token ids; special tokens have none, broken UTF-8 becomes U+FFFD."""
+        ids = list(token_ids)
+        text: str = (
+            self._fast.decode(ids, skip_special_tokens=True)
+            if self._fast is not None
+            else self._backend.decode(
+                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+        return text
+
+
+def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer | None:
+    """Loads the tokenizer of a model.
+
+    Args:
+        model: Folder, or hub name when no such folder exists.
+        revision: Branch, tag or commit of a hub model.
+    Returns:
+        The tokenizer, or None for a model that has none: it takes and gives token ids only.
+    Raises:
+        MismatchError: It is there but cannot be loaded; the message says why in one line.
+    """
+    if not _has_tokenizer(model, revision):
+        return None
+    try:
+        # Without remote code, which is also the default: what a model folder holds is data.
+        backend = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - tokenizers raise plain Exception for a bad file
+        reason = " ".join(str(error).split())[:_MAX_REASON_LENGTH]
+        raise MismatchError(f"the tokenizer of {model} cannot be loaded: {reason}") from None
+    return Tokenizer(backend)
+
+
+def _has_tokenizer(model: str, revision: str | None) -> bool:
+    folder = Path(model)
+    if folder.is_dir():
+        return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+    return any(_is_on_hub(model, revision, _TOKENIZER_FILES))
+
+
+def _is_on_hub(model: str, revision: str | None, names: Iterable[str]) -> Iterable[bool]:
+    for name in names:
+        try:
+            hf_hub_download(model, name, revision=revision)
+        except EntryNotFoundError:
+            yield False
+        except (HfHubHTTPError, HFValidationError, OSError):
+            raise MismatchError(
+                f"the tokenizer of {model} cannot be read: must be an existing folder or a hub "
+                "name that can be downloaded"
+            ) from None
+        else:
+            yield True

@@ -265,8 +265,9 @@ class EagleHead(nn.Module):
         Call it once the head is on its device and in its dtype; it must not be moved afterwards.
         """
         lay_out_for_few_rows(self)
-        for layer in self.layers:
-            layer.self_attn.fuse()
+        for part in self.modules():
+            if isinstance(part, HeadAttention):
+                part.fuse()
 
     def forward(
         self, token_embeddings: Tensor, features: Tensor, positions: Tensor, attend: Attend

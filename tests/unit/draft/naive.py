@@ -131,7 +131,8 @@ class NaiveDraft:
 
     def children(self, node: NaiveNode | None, top_k: int) -> tuple[list[int], list[float]]:
         """Returns tokens and log-probs after a node, best first; None = after the pairs."""
-        path, step = [], node
+        path: list[int] = []
+        step = node
         while step is not None:
             path.insert(0, step.token)
             step = step.parent

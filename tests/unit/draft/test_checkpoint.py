@@ -22,12 +22,17 @@ from arborist.draft.checkpoint import check_fit, load_head, load_target_vocabula
 from arborist.draft.engine import EagleDraftEngine, load_draft
 
 
-def change_tensors(folder: Path, remove: str | None = None, **add: torch.Tensor) -> None:
-    """Rewrites the weights of a head."""
+def add_tensors(folder: Path, added: dict[str, torch.Tensor]) -> None:
+    """Adds or replaces weights of a head."""
     tensors = load_file(folder / "model.safetensors")
-    if remove is not None:
-        del tensors[remove]
-    save_file({**tensors, **add}, folder / "model.safetensors")
+    save_file({**tensors, **added}, folder / "model.safetensors")
+
+
+def remove_tensor(folder: Path, name: str) -> None:
+    """Takes a weight out of a head."""
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
 
 
 def change_config(folder: Path, remove: str | None = None, **changes: object) -> None:
@@ -86,7 +91,7 @@ def test_bias_is_decided_by_the_tensors(head_path: Path) -> None:
     """A config.json that says nothing, or the wrong thing, about the bias does not matter."""
     change_config(head_path, remove="bias")
     assert load_head(head_path)[0].config.bias
-    change_tensors(head_path, remove="fc.bias")
+    remove_tensor(head_path, "fc.bias")
     change_config(head_path, bias=True)
     assert not load_head(head_path)[0].config.bias
 
@@ -119,7 +124,7 @@ def test_a_sharded_head_loads(head_path: Path) -> None:
 )
 def test_a_missing_tensor_is_named(head_path: Path, name: str) -> None:
     """A head without one of its tensors is refused."""
-    change_tensors(head_path, remove=name)
+    remove_tensor(head_path, name)
     with pytest.raises(MismatchError, match=f"{name} is missing") as caught:
         load_head(head_path)
     assert caught.value.metadata["tensor"] == name
@@ -131,7 +136,7 @@ def test_a_missing_tensor_is_named(head_path: Path, name: str) -> None:
 )
 def test_an_unknown_tensor_is_named(head_path: Path, name: str) -> None:
     """A tensor that the architecture has no place for is refused, not ignored."""
-    change_tensors(head_path, **{name: torch.ones(HIDDEN)})
+    add_tensors(head_path, {name: torch.ones(HIDDEN)})
     with pytest.raises(MismatchError, match=f"{name}.*is unknown") as caught:
         load_head(head_path)
     assert caught.value.metadata["tensor"] == name
@@ -156,7 +161,7 @@ def test_a_misshapen_tensor_is_named(
     head_path: Path, name: str, tensor: torch.Tensor, message: str
 ) -> None:
     """Shape and dtype are checked, and the message says which tensor and both shapes."""
-    change_tensors(head_path, **{name: tensor})
+    add_tensors(head_path, {name: tensor})
     with pytest.raises(MismatchError, match=f"{name}.*{message}"):
         load_head(head_path)
 
@@ -175,7 +180,7 @@ def test_other_formats_are_refused_clearly(
     head_path: Path, tensors: dict[str, torch.Tensor], format_name: str
 ) -> None:
     """A head of a known other kind is told apart by its tensors and named."""
-    change_tensors(head_path, **tensors)
+    add_tensors(head_path, tensors)
     with pytest.raises(MismatchError, match=f"{format_name}.*only EAGLE-1/2"):
         load_head(head_path)
 
@@ -290,7 +295,7 @@ def test_the_digest_follows_the_weights(head_path: Path, target_path: Path) -> N
 
     before = load().info
     assert load().info == before
-    change_tensors(head_path, **{"fc.bias": torch.ones(HIDDEN)})
+    add_tensors(head_path, {"fc.bias": torch.ones(HIDDEN)})
     after = load().info
     assert after.digest != before.digest
     assert after.embedding_digest == before.embedding_digest

@@ -106,6 +106,7 @@ class RunningGeneration:
         self._over = False
         self._loop = asyncio.get_running_loop()
         self.decoding = self._loop.create_task(self._run(), name=f"generation-{started.request_id}")
+        self.decoding.add_done_callback(self._end_decoding)
 
     # ---- reading ---------------------------------------------------------------------------
 
@@ -119,12 +120,12 @@ class RunningGeneration:
         Raises:
             ArboristError: The request cannot go on.
         """
+        if self._over:
+            raise StopAsyncIteration
         self._settle_last()
         while not self._events and not self._decoded:
             self._reader = self._loop.create_future()
             await self._reader
-        if self._over:
-            raise StopAsyncIteration
         if not self._events:
             return self._end()
         event = self._events.popleft()
@@ -246,10 +247,12 @@ class RunningGeneration:
             # The reader gets an incident number, the log what happened.
             self._failure = internal_error()
             _log.exception("request %s: %s", self._started.request_id, self._failure.message)
-        finally:
-            self._ticket.leave()
-            self._decoded = True
-            self._wake_reader()
+
+    def _end_decoding(self, task: asyncio.Task[None]) -> None:
+        # Not in the coroutine's `finally`: a task cancelled before its first step never gets there.
+        self._ticket.leave()
+        self._decoded = True
+        self._wake_reader()
 
     async def _try(self, attempt: Attempt) -> bool:
         """Decodes to the end.

@@ -10,7 +10,7 @@ from typing import Annotated, Protocol
 
 import typer
 
-from arborist.cli import serve, train, workers
+from arborist.cli import generate, demo, serve, train, workers
 from arborist.cli.failure import report_failure
 
 
@@ -22,7 +22,7 @@ class CommandModule(Protocol):
         ...
 
 
-COMMANDS: tuple[CommandModule, ...] = (serve, workers, train)
+COMMANDS: tuple[CommandModule, ...] = (generate, serve, workers, demo, train)
 
 
 def build_cli() -> typer.Typer:

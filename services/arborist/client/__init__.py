@@ -1,0 +1,33 @@
+"""Python SDK: `Client` and `AsyncClient` talk to a server's public gRPC port."""
+
+from arborist.client.async_client import AsyncClient, AsyncGenerationStream
+from arborist.client.client import Client, GenerationStream
+from arborist.client.completion import (
+    Completion,
+    ModelCard,
+    RoundEvent,
+    RoundTimes,
+    SpeculationSummary,
+    Started,
+    Summary,
+    Timing,
+)
+from arborist.client.prompt import Message, Prompt, Speculation
+
+__all__ = [
+    "AsyncClient",
+    "AsyncGenerationStream",
+    "Client",
+    "Completion",
+    "GenerationStream",
+    "Message",
+    "ModelCard",
+    "Prompt",
+    "RoundEvent",
+    "RoundTimes",
+    "Speculation",
+    "SpeculationSummary",
+    "Started",
+    "Summary",
+    "Timing",
+]

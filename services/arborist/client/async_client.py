@@ -1,0 +1,255 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from types import TracebackType
+from typing import Self
+
+import grpc
+import grpc.aio
+
+from arborist.client.call import CHANNEL_OPTIONS, DEFAULT_ADDRESS, call_metadata, client_error
+from arborist.client.completion import Completion, ModelCard, RoundEvent, Started, Summary
+from arborist.client.generation_wire import read_models, write_request
+from arborist.client.progress import Progress
+from arborist.client.prompt import Prompt, Speculation
+from arborist.v1 import generation_pb2 as pb
+from arborist.v1 import generation_pb2_grpc as pb_grpc
+
+
+class AsyncGenerationStream:
+    """An output as it comes: iterate over its rounds; `close` or leave the `with` to cancel.
+
+    Everything received so far stays readable, also after an error or a cancellation.
+    """
+
+    def __init__(
+        self, call: grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse], address: str
+    ) -> None:
+        """Takes over a call.
+
+        Args:
+            call: Under way.
+            address: Where it went, for messages.
+        """
+        self._call = call
+        self._address = address
+        self._progress = Progress()
+        self._closed = False
+
+    def __aiter__(self) -> AsyncIterator[RoundEvent]:
+        """Returns itself."""
+        return self
+
+    async def __anext__(self) -> RoundEvent:
+        """Returns the next round.
+
+        Raises:
+            ArboristError: The server refused or could not go on.
+        """
+        if self._closed:
+            raise StopAsyncIteration
+        try:
+            async for message in self._call:
+                round_ = self._progress.take(message)
+                if round_ is not None:
+                    return round_
+        except grpc.RpcError as error:
+            self._closed = True
+            raise client_error(error, self._address) from None
+        self._closed = True
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Cancels what has not come yet."""
+        self.close()
+
+    @property
+    def started(self) -> Started | None:
+        """Returns what the server decided; None before the first round."""
+        return self._progress.started
+
+    @property
+    def rounds(self) -> Sequence[RoundEvent]:
+        """Returns the rounds so far."""
+        return self._progress.rounds
+
+    @property
+    def text(self) -> str:
+        """Returns the text so far."""
+        return self._progress.text
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Returns the tokens so far."""
+        return self._progress.token_ids
+
+    @property
+    def summary(self) -> Summary | None:
+        """Returns how the output ended; None before its end."""
+        return self._progress.summary
+
+    async def completion(self) -> Completion:
+        """Reads to the end.
+
+        Raises:
+            ArboristError: The server refused or could not go on.
+        """
+        async for _ in self:
+            pass
+        return self._progress.completion()
+
+    def close(self) -> None:
+        """Cancels; the server stops within a round. Safe to call twice, and after the end."""
+        self._closed = True
+        self._call.cancel()
+
+
+class AsyncClient:
+    """Talks to one server; one event loop owns it."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        """Prepares; nothing is sent before the first call.
+
+        Args:
+            address: host:port of the server's gRPC API.
+        """
+        self._address = address
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub: pb_grpc.GenerationServiceAsyncStub = pb_grpc.GenerationServiceStub(
+            self._channel
+        )
+
+    async def __aenter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Closes."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Cancels what is under way and disconnects."""
+        await self._channel.close()
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        speculation: Speculation | None = None,
+        model: str = "",
+        ignore_eos: bool = False,
+        timeout_s: float | None = None,
+        traceparent: str | None = None,
+    ) -> AsyncGenerationStream:
+        """Starts a completion.
+
+        Args:
+            prompt: Text, token ids, or messages to render with the model's chat template.
+            max_tokens: Most tokens to generate, >= 1; None = the server's default.
+            temperature: 0 = greedy (the default), at most 100.
+            top_k: Keep the most probable tokens; 0 = all.
+            top_p: Nucleus mass in (0, 1].
+            min_p: Minimum probability relative to the best token, in [0, 1].
+            seed: 64 bits; None = the server draws one and reports it in `started`.
+            stop: Strings the output ends before.
+            speculation: Drafting; None = the server's default. Never changes the output.
+            model: Served name; empty = the only one.
+            ignore_eos: Do not end at end-of-sequence tokens.
+            timeout_s: Seconds until the call fails with DeadlineError; None = no limit.
+            traceparent: W3C trace context of the caller's span.
+        Returns:
+            Its rounds as they come. What the server refuses is raised by the first iteration.
+        Raises:
+            InvalidArgumentError: A value that no message can carry.
+        """
+        request = write_request(
+            prompt,
+            model=model,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop=stop,
+            speculation=speculation,
+            ignore_eos=ignore_eos,
+        )
+        call = self._stub.Generate(request, timeout=timeout_s, metadata=call_metadata(traceparent))
+        return AsyncGenerationStream(call, self._address)
+
+    async def complete(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        speculation: Speculation | None = None,
+        model: str = "",
+        ignore_eos: bool = False,
+        timeout_s: float | None = None,
+        traceparent: str | None = None,
+    ) -> Completion:
+        """Generates to the end; the arguments are those of `generate`.
+
+        Raises:
+            ArboristError: The server refused or could not go on.
+        """
+        async with self.generate(
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
+            stop=stop,
+            speculation=speculation,
+            model=model,
+            ignore_eos=ignore_eos,
+            timeout_s=timeout_s,
+            traceparent=traceparent,
+        ) as stream:
+            return await stream.completion()
+
+    async def list_models(self, *, timeout_s: float | None = None) -> list[ModelCard]:
+        """Returns the models served.
+
+        Args:
+            timeout_s: Seconds until the call fails with DeadlineError; None = no limit.
+        Raises:
+            ArboristError: The server could not answer.
+        """
+        try:
+            reply = await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s)
+            return read_models(reply)
+        except grpc.RpcError as error:
+            raise client_error(error, self._address) from None

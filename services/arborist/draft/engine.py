@@ -203,6 +203,25 @@ class EagleDraftEngine:
         if state is not None:
             self._kv.free(state.region)
 
+    def warm_up(self) -> None:
+        """Runs a small tree once in a session of its own, so that no client pays for first calls.
+
+        Raises:
+            ArboristError: It did not work; the worker must not serve.
+        """
+        session = ("arborist", "warm-up")
+        top_k = min(8, self._info.vocab_size)
+        self.open(session, DraftOpen(max_length=8))
+        try:
+            features = torch.zeros((2, self.feature_width), dtype=self._dtype)
+            extend = Extend(session, 0, [0, 0], features, top_k)
+            for work in (extend, Expand(session, list(range(top_k)), top_k)):
+                (outcome,) = self.run([work])
+                if isinstance(outcome, ArboristError):
+                    raise outcome
+        finally:
+            self.release(session)
+
     def check_integrity(self) -> None:
         """Checks what must hold between two batches; meant for idle moments.
 
@@ -293,11 +312,12 @@ class EagleDraftEngine:
             raise InvalidArgumentError("features", tuple(features.shape), f"of shape {shape}")
         if features.dtype not in DTYPES.values():
             raise InvalidArgumentError("features", features.dtype, f"one of {list(DTYPES)}")
-        converted = features.to(self._device, self._dtype)
-        # After the conversion: what is finite in fp32 may overflow fp16.
+        # Looked at before the copy to the device, so that nothing waits for one, and after the
+        # conversion, because what is finite in fp32 may overflow fp16.
+        converted = features.to(self._dtype)
         if not bool(converted.isfinite().all()):
             raise InvalidArgumentError("features", "NaN or infinite", "finite")
-        return converted
+        return converted.to(self._device)
 
     def _plan_expand(self, index: int, work: Expand, session: _Session) -> _Plan:
         tree = session.tree
@@ -341,6 +361,8 @@ class EagleDraftEngine:
         for plan in plans:
             plan.span.first_row = begin
             begin += plan.span.num_rows
+            if isinstance(plan.work, Extend):
+                plan.session.tree = None  # Its scratch is about to be written over.
         packed = np.concatenate([plan.inputs for plan in plans], axis=1)
         tokens, positions = torch.from_numpy(packed).to(self._device)  # [R], [R]
         features = [plan.features for plan in plans]
@@ -360,8 +382,6 @@ class EagleDraftEngine:
         for plan in plans:
             level = levels.get(plan.index)
             if level is not None and not bool(np.isfinite(level[1]).all()):
-                if isinstance(plan.work, Extend):
-                    plan.session.tree = None  # Its scratch has been written over.
                 outcomes.append(SessionFailedError("the draft's log-probs are not finite"))
                 continue
             outcomes.append(_commit(plan, states, None if level is None else Level(*level)))
@@ -395,7 +415,6 @@ def _commit(plan: _Plan, states: Tensor, level: Level | None) -> DraftOutcome:
     session, rows = plan.session, plan.span.rows
     if isinstance(plan.work, Extend):
         session.num_pairs += plan.span.num_rows
-        session.tree = None
         if level is None:
             return Extended(session.num_pairs)
         # The clones let go of the other rows of the forward.

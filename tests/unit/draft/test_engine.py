@@ -405,6 +405,26 @@ def test_sessions_are_scoped_to_their_controller(engine: EagleDraftEngine) -> No
     assert run_one(engine, extend(("two", "s"), 0, 2, top_k=0)) == Extended(2)
 
 
+def test_warming_up_leaves_nothing(engine: EagleDraftEngine) -> None:
+    """The warm-up session is gone afterwards."""
+    engine.warm_up()
+    assert (engine.num_sessions, engine.kv_reserved_tokens) == (0, 0)
+
+
+def test_a_broken_head_does_not_warm_up(tmp_path: Path, target_path: Path, device: str) -> None:
+    """A head that only gives NaN is found before any client does."""
+    head = random_head(tiny_config())
+    with torch.no_grad():
+        head.fc.weight.fill_(torch.nan)
+    save_head(tmp_path / "head", head, dtype=torch.float32)
+    engine = load_draft(
+        tmp_path / "head", target_path, device=device, dtype="float32", kv_capacity_tokens=600
+    )
+    with pytest.raises(SessionFailedError):
+        engine.warm_up()
+    assert engine.num_sessions == 0
+
+
 def test_a_moved_session_goes_on(engine: EagleDraftEngine) -> None:
     """A session whose KV was moved to make room draws the same tree as before."""
     ballast = ("controller", "ballast")

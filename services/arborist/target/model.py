@@ -22,6 +22,7 @@ from arborist.target.attention import (
     Segment,
     register_attention,
 )
+from arborist.target.kernels import use_cpu_kernels
 from arborist.target.kv import FeatureLayout, KvLayout
 
 DTYPES: dict[str, torch.dtype] = {
@@ -67,7 +68,12 @@ class TargetModel:
         self._layers = _decoder_layers(self._decoder, info.num_layers)
         self._watched: set[int] = set()
         self._decoder.register_forward_hook(_keep_last_hidden, with_kwargs=True)
-        self.kv_layout = self._probe()
+        tokens = _probe_tokens(info)
+        expected = self._own_states(tokens)
+        if model.device.type == "cpu":
+            use_cpu_kernels(model)
+        model.set_attn_implementation(ATTENTION)
+        self.kv_layout = self._probe(tokens, expected)
 
     def feature_layout(self, spec: FeatureSpec) -> FeatureLayout:
         """Returns what one position keeps as features, and watches the layers for it.
@@ -123,23 +129,21 @@ class TargetModel:
         return logits
 
     @torch.inference_mode()
-    def _probe(self) -> KvLayout:
-        """Learns the KV layout and compares our attention with the model's own on a few tokens."""
-        length = min(_PROBE_TOKENS, self.info.context_length)
-        tokens = [(7 * i + 1) % self.info.vocab_size for i in range(length)]
+    def _own_states(self, tokens: list[int]) -> Tensor:
+        """Returns the states the model gives with its own modules and attention, (rows, hidden)."""
+        batch = PackedBatch([])
         ids = torch.tensor([tokens], device=self.device)
+        self._decoder(input_ids=ids, use_cache=False, **{BATCH_ARGUMENT: batch})
+        return batch.hidden
+
+    def _probe(self, tokens: list[int], expected: Tensor) -> KvLayout:
+        """Learns the KV layout and checks that packed attention gives the expected states."""
         name = type(self._model).__name__
-        expected = self._decoder(
-            input_ids=ids, use_cache=False, **{BATCH_ARGUMENT: PackedBatch([])}
-        ).last_hidden_state[0]
-        self._model.set_attn_implementation(ATTENTION)
         recorder = _LayoutRecorder()
-        batch = PackedBatch([Segment(recorder, 0, length, None)])
-        self.forward(batch, tokens, list(range(length)), [length - 1])
+        batch = PackedBatch([Segment(recorder, 0, len(tokens), None)])
+        self.forward(batch, tokens, list(range(len(tokens))), [len(tokens) - 1])
         layout = recorder.layout(self.info.num_layers, name)
-        if batch.last_hidden is None:
-            raise MismatchError(f"{name} does not return its last hidden state")
-        error = (batch.last_hidden - expected).float().norm() / expected.float().norm()
+        error = (batch.hidden - expected).float().norm() / expected.float().norm()
         if not error <= _PROBE_TOLERANCE[self.dtype]:
             raise MismatchError(
                 f"{name} gives other states with packed attention than with its own "
@@ -300,6 +304,10 @@ def _refuse_unpackable(model: PreTrainedModel) -> None:
         raise MismatchError(f"{name} does not use transformers' attention interface")
     if "logits_to_keep" not in inspect.signature(model.forward).parameters:
         raise MismatchError(f"{name} has no logits_to_keep")
+
+
+def _probe_tokens(info: ModelInfo) -> list[int]:
+    return [(7 * i + 1) % info.vocab_size for i in range(min(_PROBE_TOKENS, info.context_length))]
 
 
 def _decoder_layers(decoder: nn.Module, num_layers: int) -> nn.ModuleList:

@@ -24,12 +24,6 @@ def target_engine() -> TargetEngine:
 
 
 @pytest.fixture(scope="session")
-def second_target_engine() -> TargetEngine:
-    """Another process's copy of the golden target, as it were."""
-    return golden_target()
-
-
-@pytest.fixture(scope="session")
 def draft_engine() -> DraftEngine:
     """The golden head; shared, since a deployment leaves nothing in it."""
     return golden_draft()

@@ -244,9 +244,9 @@ async def test_a_slow_reader_pauses_its_session(target_engine):
     assert summary.completion_tokens == 1
 
 
-async def test_a_draft_that_dies_is_not_missed(target_engine, draft_engine, reference):
+async def test_a_draft_that_dies_is_not_missed(target_engine, reference):
     """The draft ends in the middle of a stream: the tokens go on, without speculation."""
-    async with deployment(targets=[target_engine], drafts=[draft_engine]) as running:
+    async with deployment(targets=[target_engine], drafts=[golden_draft()]) as running:
         generation = running.controller.generate(request(max_tokens=60))
         tokens = []
         async for event in generation:
@@ -280,13 +280,10 @@ async def test_a_draft_that_comes_back_is_used_again(target_engine, reference):
     assert any(one.num_draft_tokens == 0 for one in rounds[1:])
 
 
-async def test_a_target_that_dies_is_replaced(
-    target_engine, second_target_engine, draft_engine, reference
-):
+async def test_a_target_that_dies_is_replaced(draft_engine, reference):
     """The session is rebuilt on the other target from its committed log: same tokens."""
-    async with deployment(
-        targets=[target_engine, second_target_engine], drafts=[draft_engine]
-    ) as running:
+    targets = [golden_target(), golden_target()]
+    async with deployment(targets=targets, drafts=[draft_engine]) as running:
         generation = running.controller.generate(request(max_tokens=60))
         tokens = []
         async for event in generation:

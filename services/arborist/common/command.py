@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, TypeVar
 
 from arborist.core.engine import SessionKey
 from arborist.core.stamp import Stamp
@@ -34,14 +34,16 @@ class RunWork(Generic[WorkT]):
     Attributes:
         stamp: Order inside the session.
         work: What the engine runs.
-        rows: Rows it adds to the forward.
+        num_tokens: Tokens or nodes it adds to the forward.
         kind: Name of the command, as in span names ("prefill", "verify", "extend", "expand").
+        bulk: Whether it belongs to a prompt; otherwise to a round.
     """
 
     stamp: Stamp
     work: WorkT
-    rows: int
+    num_tokens: int
     kind: str
+    bulk: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,6 @@ class ReadRows:
 @dataclass(frozen=True, slots=True)
 class ReleaseSession:
     """Frees a session; an unknown one is no error."""
-
-
-CommandBody: TypeAlias = OpenSession[OpenT] | RunWork[WorkT] | ReadRows | ReleaseSession
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ def _expand(message: pb.DraftCommand, session: SessionKey) -> RunWork[DraftWork]
     if min(rows) < 0 or len(set(rows)) != len(rows):
         raise InvalidArgumentError("expand.rows", rows, "distinct and >= 0")
     top_k = _top_k("expand.top_k", message.expand.top_k)
-    return RunWork(stamp, Expand(session, rows, top_k), len(rows), "expand")
+    return RunWork(stamp, Expand(session, rows, top_k), len(rows), "expand", bulk=False)
 
 
 def _extend(
@@ -246,7 +246,7 @@ def _extend(
             extend.base.committed_length,
             f"{_committed_length(work)}, where these pairs end",
         )
-    return RunWork(stamp, work, len(tokens), "extend")
+    return RunWork(stamp, work, len(tokens), "extend", bulk=not extend.want_level)
 
 
 def _open(message: pb.DraftOpen) -> OpenSession[DraftOpen]:

@@ -286,7 +286,7 @@ def _verify(message: pb.TargetCommand, session: SessionKey) -> RunWork[TargetWor
         want_features=verify.want_features,
         want_node_tokens=verify.want_node_tokens,
     )
-    return RunWork(stamp, work, 1 + len(work.tokens), "verify")
+    return RunWork(stamp, work, 1 + len(work.tokens), "verify", bulk=False)
 
 
 def _prefill(
@@ -302,7 +302,7 @@ def _prefill(
         raise InvalidArgumentError("prefill.begin", prefill.begin, ">= 0")
     tokens = wire.tokens_from_pb("prefill.tokens", prefill.tokens)
     work = Prefill(session, prefill.begin, tokens, prefill.last, prefill.want_features)
-    return RunWork(stamp, work, len(tokens), "prefill")
+    return RunWork(stamp, work, len(tokens), "prefill", bulk=True)
 
 
 def _open(message: pb.TargetOpen) -> OpenSession[TargetOpen]:

@@ -1,0 +1,231 @@
+"""The one thread that touches the model: forms batches of what is queued and runs them."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from arborist.common.command import Opened, OpenSession, ReadRows, Released, RunWork
+from arborist.common.errors import internal_error
+from arborist.common.job import Job
+from arborist.common.worker_engine import WorkerEngine
+from arborist.core.engine import SessionKey
+from arborist.core.errors import ArboristError, SessionFailedError, UnknownSessionError
+
+_log = logging.getLogger(__name__)
+
+Finish = Callable[[object], object]
+Read = Callable[[SessionKey, ReadRows], object]
+Deliver = Callable[[list[Job]], None]
+
+
+class ComputeThread:
+    """Runs commands in the order they came, as many as fit in one forward.
+
+    The next forward takes the oldest commands of all sessions, at most one per session, up to
+    `max_rows` commands and `max_batch_tokens` tokens. Commands of one session never overtake each
+    other. What is no forward (open, read, release) runs before it.
+    """
+
+    def __init__(
+        self,
+        engine: WorkerEngine[Any, Any],
+        *,
+        read: Read,
+        finish: Finish,
+        deliver: Deliver,
+        max_rows: int,
+        max_batch_tokens: int,
+        name: str,
+    ) -> None:
+        """Prepares the thread; `start` starts it.
+
+        Args:
+            engine: Called from this thread alone.
+            read: Reads stored features, in this thread.
+            finish: Turns an outcome into what may leave this thread (features as bytes).
+            deliver: Takes jobs that have their answers; called in this thread, must not block.
+            max_rows: Most commands of one forward.
+            max_batch_tokens: Most tokens of one forward, unless one command has more.
+            name: Name of the thread.
+        """
+        self._engine = engine
+        self._read = read
+        self._finish = finish
+        self._deliver = deliver
+        self._max_rows = max_rows
+        self._max_batch_tokens = max_batch_tokens
+        self._inbox: queue.SimpleQueue[list[Job] | Callable[[], None] | None] = queue.SimpleQueue()
+        self._pending: list[Job] = []
+        self.kv_reserved_tokens = engine.kv_reserved_tokens
+        """Positions reserved after the last open or release; may be read from any thread."""
+        # A daemon: a forward that never returns must not keep the process from ending.
+        self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def put(self, jobs: list[Job]) -> None:
+        """Queues commands; the list is the thread's from now on."""
+        self._inbox.put(jobs)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Queues a function to run between forwards; it must not raise."""
+        self._inbox.put(function)
+
+    def stop(self) -> None:
+        """Tells the thread to end after what it is doing; queued commands stay unanswered."""
+        self._inbox.put(None)
+
+    def join(self, timeout_s: float) -> bool:
+        """Waits for the end of the thread and returns whether it came in time."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _loop(self) -> None:
+        while self._receive():
+            controls, batch = self._take()
+            if controls:
+                for job in controls:
+                    self._run_control(job)
+                self.kv_reserved_tokens = self._engine.kv_reserved_tokens
+                self._deliver(controls)
+            if batch:
+                self._run_batch(batch)
+                self._deliver(batch)
+
+    def _receive(self) -> bool:
+        """Moves everything received to `_pending`, waiting if there is nothing to do."""
+        while True:
+            try:
+                item = self._inbox.get(block=not self._pending)
+            except queue.Empty:
+                return True
+            if item is None:
+                return False
+            if isinstance(item, list):
+                self._pending.extend(item)
+            else:
+                item()
+            if self._inbox.empty() and self._pending:
+                return True
+
+    def _take(self) -> tuple[list[Job], list[Job]]:
+        """Takes what runs next from `_pending`: other commands, and one forward's."""
+        if len(self._pending) == 1:
+            only, self._pending = self._pending, []
+            return ([], only) if only[0].num_tokens else (only, [])
+        controls: list[Job] = []
+        batch: list[Job] = []
+        left: list[Job] = []
+        busy: set[SessionKey] = set()
+        num_tokens = 0
+        for job in self._pending:
+            session = job.command.session
+            if session in busy:
+                left.append(job)
+            elif not job.num_tokens:
+                controls.append(job)
+            elif not batch or (
+                len(batch) < self._max_rows
+                and num_tokens + job.num_tokens <= self._max_batch_tokens
+            ):
+                batch.append(job)
+                num_tokens += job.num_tokens
+                busy.add(session)
+            else:
+                left.append(job)
+                busy.add(session)
+        self._pending = left
+        return controls, batch
+
+    def _run_control(self, job: Job) -> None:
+        start_ns = time.perf_counter_ns()
+        try:
+            job.answer = self._control_answer(job)
+        except ArboristError as error:
+            job.answer = error
+        except Exception:  # noqa: BLE001 - whatever it is, it is this session's alone
+            job.answer = self._failure(job)
+        _stamp_times(job, start_ns)
+
+    def _control_answer(self, job: Job) -> object:
+        session, body = job.command.session, job.command.body
+        if isinstance(body, OpenSession):
+            if job.dropped:
+                return _gone()
+            try:
+                return Opened(self._engine.open(session, body.request))
+            except BaseException:
+                self._engine.release(session)  # Nothing half open stays.
+                raise
+        if isinstance(body, ReadRows):
+            if job.dropped:
+                return _gone()
+            return self._read(session, body)
+        self._engine.release(session)
+        return Released()
+
+    def _run_batch(self, batch: list[Job]) -> None:
+        start_ns = time.perf_counter_ns()
+        alive = [job for job in batch if not job.dropped]
+        try:
+            outcomes = self._forward(alive)
+        except Exception:  # noqa: BLE001 - one bad session must not fail the others
+            _log.warning("a forward over %d commands failed", len(alive), exc_info=True)
+            # One by one: only the culprit shall fail.
+            outcomes = [self._forward_alone(job) for job in alive]
+        for job, outcome in zip(alive, outcomes, strict=True):
+            job.answer = outcome
+        for job in batch:
+            if job.answer is None:
+                job.answer = _gone()
+            _stamp_times(job, start_ns)
+
+    def _forward(self, jobs: Sequence[Job]) -> list[object]:
+        if not jobs:
+            return []
+        outcomes = self._engine.run([_work(job) for job in jobs])
+        if len(outcomes) != len(jobs):
+            raise RuntimeError(f"{len(outcomes)} outcomes for {len(jobs)} commands")
+        return [self._finish(outcome) for outcome in outcomes]
+
+    def _forward_alone(self, job: Job) -> object:
+        try:
+            return self._forward([job])[0]
+        except Exception:  # noqa: BLE001 - found the culprit, whatever it raised
+            return self._failure(job)
+
+    def _failure(self, job: Job) -> ArboristError:
+        """Gives up a session whose engine state is unknown."""
+        error = internal_error(SessionFailedError, "the session failed")
+        _log.exception("incident %s: session given up", error.metadata["incident"])
+        job.failed = True
+        try:
+            self._engine.release(job.command.session)
+        except Exception:  # noqa: BLE001 - logged; the session is given up anyway
+            _log.exception("incident %s: release failed too", error.metadata["incident"])
+        return error
+
+
+def _gone() -> UnknownSessionError:
+    return UnknownSessionError("the session was replaced or released")
+
+
+def _work(job: Job) -> object:
+    body = job.command.body
+    if not isinstance(body, RunWork):
+        raise TypeError("only work goes into a forward")
+    return body.work
+
+
+def _stamp_times(job: Job, start_ns: int) -> None:
+    end_ns = time.perf_counter_ns()
+    job.queue_ms = (start_ns - job.received_ns) / 1e6
+    job.compute_ms = (end_ns - start_ns) / 1e6
+    job.end_unix_ns = time.time_ns()

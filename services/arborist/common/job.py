@@ -1,0 +1,55 @@
+"""One command on its way through a worker."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from arborist.common.command import Command, RunWork
+
+
+class Answerable(Protocol):
+    """Where answers go: a stream of results."""
+
+    def answer(self, command_id: int, job: Job) -> None:
+        """Sends the job's answer under this command id; a dead stream drops it."""
+        ...
+
+
+class Job:
+    """A command, who waits for it, and in the end its answer.
+
+    The event loop owns it, except between `ComputeThread.put` and delivery, when the compute thread
+    writes `answer` and the times.
+    """
+
+    __slots__ = (
+        "answer",
+        "command",
+        "compute_ms",
+        "done",
+        "dropped",
+        "end_unix_ns",
+        "failed",
+        "num_tokens",
+        "queue_ms",
+        "received_ns",
+        "waiters",
+    )
+
+    def __init__(self, command: Command[Any, Any], waiter: Answerable) -> None:
+        """Starts the clock of a command that was just received."""
+        self.command = command
+        self.waiters: list[tuple[Answerable, int]] = [(waiter, command.command_id)]
+        self.received_ns = time.perf_counter_ns()
+        body = command.body
+        self.num_tokens = body.num_tokens if isinstance(body, RunWork) else 0
+        self.answer: object = None
+        self.queue_ms = 0.0
+        self.compute_ms = 0.0
+        self.end_unix_ns = 0
+        self.done = False
+        self.failed = False
+        """The engine raised: what it holds of the session cannot be trusted any more."""
+        self.dropped = False
+        """Its session is gone: answer without running it."""

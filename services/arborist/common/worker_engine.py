@@ -1,0 +1,42 @@
+"""What the worker shell asks of an engine, target or draft alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from arborist.core.engine import ModelInfo, SessionKey
+
+OpenT_contra = TypeVar("OpenT_contra", contravariant=True)
+WorkT_contra = TypeVar("WorkT_contra", contravariant=True)
+
+
+class WorkerEngine(Protocol[OpenT_contra, WorkT_contra]):
+    """The part that `core.engine.TargetEngine` and `DraftEngine` share."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Returns what is loaded."""
+        ...
+
+    @property
+    def kv_capacity_tokens(self) -> int:
+        """Returns all KV positions."""
+        ...
+
+    @property
+    def kv_reserved_tokens(self) -> int:
+        """Returns KV positions reserved by sessions."""
+        ...
+
+    def open(self, session: SessionKey, request: OpenT_contra) -> int:
+        """Reserves KV and returns the positions reserved."""
+        ...
+
+    def run(self, batch: Sequence[WorkT_contra]) -> Sequence[object]:
+        """Runs one forward and returns one outcome per item, in order."""
+        ...
+
+    def release(self, session: SessionKey) -> None:
+        """Frees everything of the session."""
+        ...

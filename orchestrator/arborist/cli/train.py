@@ -185,6 +185,8 @@ def make_outputs(
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
         batch_size=batch_size,
+        keep_loops=keep_loops,
+        corrections=corrections,
         device=device,
         num_threads=threads,
         seed=seed,

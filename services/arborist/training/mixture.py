@@ -22,7 +22,7 @@ class Batch:
     """Packed sequences."""
 
     token_ids: torch.Tensor  # [B, T] int64
-    loss_weights: torch.Tensor  # [B, T] float32, weight of each token as a label
+    loss_weights: torch.Tensor  # [B, T] float32, weight of each token as a label; < 0: unlikelihood
 
 
 class Mixture:

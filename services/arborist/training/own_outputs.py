@@ -126,33 +126,46 @@ def end_of_first_lap(output_ids: Sequence[int], breaks: Sequence[int], length: i
         number of tokens to keep: up to the last break before the second time some run occurs;
         all of them when no run occurs twice.
     """
-    seen: dict[tuple[int, ...], int] = {}
+    kept = second_lap(output_ids, length)
+    if kept == len(output_ids):
+        return kept
+    while kept < len(output_ids) and output_ids[kept] in breaks:
+        kept += 1
+    while kept > 0 and output_ids[kept - 1] not in breaks:
+        kept -= 1
+    return kept
+
+
+def second_lap(output_ids: Sequence[int], length: int = 8) -> int:
+    """Index at which some run of ``length`` tokens begins for the second time, or the length."""
+    seen: set[tuple[int, ...]] = set()
     for start in range(len(output_ids) - length + 1):
         run = tuple(output_ids[start : start + length])
         if run in seen:
-            kept = start
-            while kept < len(output_ids) and output_ids[kept] in breaks:
-                kept += 1
-            while kept > 0 and output_ids[kept - 1] not in breaks:
-                kept -= 1
-            return kept
-        seen[run] = start
+            return start
+        seen.add(run)
     return len(output_ids)
 
 
 def write_corrections(
-    path: Path, outputs: Sequence[OwnOutput], encoder: Encoder, min_tokens: int = 4
+    path: Path,
+    outputs: Sequence[OwnOutput],
+    encoder: Encoder,
+    min_tokens: int = 4,
+    max_unlikely: int = 24,
 ) -> dict[str, int]:
     """Write own outputs as chat records that end where they should: data against looping.
 
-    An output that ended by itself stays; one that loops is cut before its second lap; one that ran
-    into the limit without looping says nothing about endings and is left out.
+    An output that ended by itself stays; one that loops is cut before its second lap, and comes a
+    second time with that lap to be made unlikely; one that ran into the limit without looping says
+    nothing about endings and is left out.
 
     Args:
         path: `.jsonl.gz` file with token ids; `train-target` reads it like any other data file.
         outputs: with the looping ones.
         encoder: tokenizer.
         min_tokens: shorter ones are left out.
+        max_unlikely: tokens of a second lap to make unlikely.
     Returns:
         counts: ``ended``, ``cut``, ``left_out``.
     """
@@ -179,6 +192,11 @@ def write_corrections(
                 "source": f"own output/{output.source}",
             }
             lines.write(json.dumps(row) + "\n")
+            if loops(body):
+                lap = second_lap(body)
+                # The third lap teaches nothing that the second does not.
+                row |= {"output_ids": body[: lap + max_unlikely], "unlikely_from": lap}
+                lines.write(json.dumps(row) + "\n")
     return counts
 
 

@@ -43,6 +43,7 @@ class Record:
     source: str = ""
     prompt_ids: tuple[int, ...] = ()
     output_ids: tuple[int, ...] = ()
+    unlikely_from: int | None = None  # output tokens from here on are to become unlikely
 
     @property
     def num_bytes(self) -> int:
@@ -78,7 +79,8 @@ def read_records(path: Path) -> Iterator[Record]:
             source = str(row.get("source", ""))
             if "output_ids" in row:
                 prompt_ids, output_ids = tuple(row["prompt_ids"]), tuple(row["output_ids"])
-                yield Record("", "", source, prompt_ids, output_ids)
+                unlikely_from = row.get("unlikely_from")
+                yield Record("", "", source, prompt_ids, output_ids, unlikely_from)
             elif "prompt" in row and "response" in row:
                 yield Record(row["prompt"], row["response"], source)
             elif "text" in row:
@@ -118,7 +120,9 @@ def encode_record(record: Record, encoder: Encoder, prompt_weight: float = 0.0) 
         encoder: the tokenizer.
         prompt_weight: loss weight of prompt tokens, in [0, 1].
     Returns:
-        bos, then the tokens, then end-of-turn; bos weighs 0, text and response 1.
+        bos, then the tokens, then end-of-turn; bos weighs 0, text and response 1. In a record with
+        ``unlikely_from`` the output weighs 0 before that token and -1 from it on, without an
+        end-of-turn.
     """
     if record.output_ids:
         head: list[int] = list(record.prompt_ids[1:])  # without its bos
@@ -129,8 +133,17 @@ def encode_record(record: Record, encoder: Encoder, prompt_weight: float = 0.0) 
     else:
         head = encoder.encode(chat_prompt(record.text), add_special_tokens=False)
         tail = encoder.encode(record.response, add_special_tokens=False)
+    if record.unlikely_from is not None:
+        return _unlikely(head, tail, record.unlikely_from, encoder.bos_token_id)
     ids = [encoder.bos_token_id, *head, *tail, encoder.eos_token_id]
     weights = np.ones(len(ids), dtype=np.float32)
     weights[0] = 0.0
     weights[1 : 1 + len(head)] = prompt_weight
     return EncodedRecord(np.asarray(ids, dtype=np.int64), weights)
+
+
+def _unlikely(head: list[int], tail: list[int], first: int, bos_token_id: int) -> EncodedRecord:
+    ids = np.asarray([bos_token_id, *head, *tail], dtype=np.int64)
+    weights = np.zeros(len(ids), dtype=np.float32)
+    weights[1 + len(head) + first :] = -1.0
+    return EncodedRecord(ids, weights)

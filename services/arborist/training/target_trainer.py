@@ -48,6 +48,9 @@ class TargetRun:
 def weighted_loss(hidden: torch.Tensor, lm_head: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """Sum of weighted next-token losses in nats; logits are made only where a weight is not 0.
 
+    A label of weight w < 0 adds |w| times its unlikelihood -log(1 - p): its probability is to fall
+    (Welleck et al., arXiv 1908.04319, eq. 4).
+
     Args:
         hidden: [B, T, H], after the final norm.
         lm_head: [H] to [V].
@@ -58,7 +61,8 @@ def weighted_loss(hidden: torch.Tensor, lm_head: torch.nn.Module, batch: Batch) 
     labels = batch.token_ids[:, 1:].reshape(-1)[kept]
     rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])[kept]  # [N, H]
     losses = torch.nn.functional.cross_entropy(lm_head(rows).float(), labels, reduction="none")
-    return (losses * weights[kept]).sum()
+    unlikely = -torch.log1p(-torch.exp(-losses).clamp(max=0.999))
+    return (torch.where(weights[kept] < 0, unlikely, losses) * weights[kept].abs()).sum()
 
 
 class TargetTrainer:
@@ -134,7 +138,7 @@ class TargetTrainer:
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
         batch = self._batch()
-        total_weight = batch.loss_weights[:, 1:].sum().clamp(min=1)
+        total_weight = batch.loss_weights[:, 1:].abs().sum().clamp(min=1)
         rows = max(1, self._run.tokens_per_pass // batch.token_ids.shape[1])
         parts = [
             Batch(

@@ -100,3 +100,10 @@ def test_unknown_file_in_a_mixture_is_named() -> None:
     """A share for a file that is not there is refused."""
     with pytest.raises(ValueError, match="other"):
         Mixture({"a": [Record("x")]}, {"other": 1.0}, ENCODER)
+
+
+def test_unlikely_tokens_weigh_minus_one() -> None:
+    """A lap to be made unlikely weighs -1, nothing else weighs, and no end token follows."""
+    encoded = encode_record(Record("", "", "", (0, 7), (9, 10, 9, 10), 2), ENCODER)
+    assert encoded.token_ids.tolist() == [0, 7, 9, 10, 9, 10]
+    assert encoded.loss_weights.tolist() == [0.0, 0.0, 0.0, 0.0, -1.0, -1.0]

@@ -86,6 +86,11 @@ def test_corrections_end_or_cut(tmp_path: Path) -> None:
     assert records[0].output_ids == (6, 7, 8, 9)
     assert not loops(list(records[1].output_ids))
     assert records[1].output_ids[:4] == (6, 7, 8, stop)
+    lap_start = records[2].unlikely_from
+    assert lap_start is not None
+    assert tuple(lap[:8]) in (records[2].output_ids[lap_start : lap_start + 8],) or (
+        records[2].output_ids[lap_start] == stop
+    )
 
 
 def test_prompts_are_picked_once_and_by_share() -> None:

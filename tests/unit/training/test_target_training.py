@@ -87,6 +87,16 @@ def test_loss_counts_weighted_labels_only() -> None:
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_negative_weight_is_unlikelihood() -> None:
+    """A label of negative weight costs -log(1 - p): the less likely, the cheaper."""
+    torch.manual_seed(0)
+    hidden, matrix = torch.randn(1, 3, 8), torch.nn.Linear(8, 10, bias=False)
+    weights = torch.tensor([[0.0, 0.0, -1.0]])
+    loss = weighted_loss(hidden, matrix, Batch(torch.tensor([[1, 2, 3]]), weights))
+    probability = matrix(hidden)[0, 1].softmax(-1)[3]
+    assert loss.item() == pytest.approx(-torch.log(1 - probability).item(), rel=1e-4)
+
+
 def test_frozen_layers_stay(tmp_path: Path) -> None:
     """Layers under the cut do not move, those above it do."""
     run = trainer(tmp_path)

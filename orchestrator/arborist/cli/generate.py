@@ -229,7 +229,9 @@ def _load(
     config: Path | None,
     drafting: Speculation,
 ) -> LocalModel:
-    name = DTYPES.get(dtype, dtype) if dtype is not None else None
+    if dtype is not None and dtype not in DTYPES:
+        raise typer.BadParameter(f"--dtype: must be one of {', '.join(DTYPES)}")
+    name = DTYPES[dtype] if dtype is not None else None
     flags = {"target.model": target, "draft.model": draft}
     for section in ("target", "draft"):
         flags |= {f"{section}.device": device, f"{section}.dtype": name}

@@ -100,9 +100,12 @@ class LocalModel:
             ArboristError: A model is missing, broken or does not fit; one line says which.
         """
         # Both import torch, which no other command wants.
+        from transformers.utils.logging import disable_progress_bar
+
         from arborist.draft.engine import load_draft
         from arborist.target.engine import load_target
 
+        disable_progress_bar()
         target, draft = config.target, config.draft
         target_engine = load_target(
             target.resolved_model(),

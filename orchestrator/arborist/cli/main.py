@@ -10,7 +10,7 @@ from typing import Annotated, Protocol
 
 import typer
 
-from arborist.cli import generate, demo, serve, train, workers
+from arborist.cli import demo, generate, serve, train, workers
 from arborist.cli.failure import report_failure
 
 

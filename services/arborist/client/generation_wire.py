@@ -25,6 +25,22 @@ _FINISH_REASONS: dict[int, FinishReason] = {
     pb.FINISH_REASON_CANCELLED: "cancelled",
 }
 
+# What a message can carry where it is not a 32-bit integer.
+_TEXT, _NUMBER, _SWITCH = "text that UTF-8 can carry", "a number", "true or false"
+_CARRIED = {
+    "content": _TEXT,
+    "enabled": _SWITCH,
+    "ignore_eos": _SWITCH,
+    "min_p": _NUMBER,
+    "model": _TEXT,
+    "prompt": _TEXT,
+    "role": _TEXT,
+    "seed": "an unsigned 64-bit integer",
+    "stop": _TEXT,
+    "temperature": _NUMBER,
+    "top_p": _NUMBER,
+}
+
 
 def write_request(
     prompt: Prompt,
@@ -159,8 +175,8 @@ def _set(message: object, name: str, value: object, *, prefix: str = "", field: 
         return
     try:
         setattr(message, name, value)
-    except (TypeError, ValueError) as error:
-        raise _unfit(field or f"{prefix}{name}", value, error) from None
+    except (TypeError, ValueError):
+        raise _unfit(field or f"{prefix}{name}", value) from None
 
 
 def _extend(target: object, values: Sequence[object], field: str) -> None:
@@ -168,14 +184,12 @@ def _extend(target: object, values: Sequence[object], field: str) -> None:
     for index, value in enumerate(values):
         try:
             append(value)
-        except (TypeError, ValueError) as error:
-            raise _unfit(f"{field}[{index}]", value, error) from None
+        except (TypeError, ValueError):
+            raise _unfit(f"{field}[{index}]", value) from None
 
 
-def _unfit(field: str, value: object, error: Exception) -> InvalidArgumentError:
+def _unfit(field: str, value: object) -> InvalidArgumentError:
     # Never the text itself: it may be a prompt.
     shown = type(value).__name__ if isinstance(value, (str, bytes)) else str(value)[:64]
-    limit = "text that UTF-8 can carry"
-    if not isinstance(value, str):
-        limit = "within the range of its type" if isinstance(error, ValueError) else "of its type"
+    limit = _CARRIED.get(field.rpartition(".")[2].partition("[")[0], "a 32-bit integer")
     return InvalidArgumentError(field, shown, limit)

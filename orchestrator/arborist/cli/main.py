@@ -11,6 +11,7 @@ from typing import Annotated, Protocol
 import typer
 
 from arborist.cli import demo, generate, serve, train, workers
+from arborist.cli.bench import command as bench
 from arborist.cli.failure import report_failure
 
 
@@ -22,7 +23,7 @@ class CommandModule(Protocol):
         ...
 
 
-COMMANDS: tuple[CommandModule, ...] = (generate, serve, workers, demo, train)
+COMMANDS: tuple[CommandModule, ...] = (serve, generate, demo, bench, workers, train)
 
 
 def build_cli() -> typer.Typer:

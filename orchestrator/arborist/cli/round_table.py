@@ -31,7 +31,12 @@ def round_table(completions: Sequence[Completion], max_rounds: int) -> Table:
         completions: One section each.
         max_rounds: Rounds shown of each.
     """
-    table = Table(title="rounds (times in ms; tau = tokens per round so far)", title_justify="left")
+    table = Table(
+        title="rounds: nodes, tokens, and where the milliseconds went",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 0, 0, 1),
+    )
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     for number, completion in enumerate(completions, start=1):

@@ -75,7 +75,8 @@ class ControllerServer:
         tokenizer = await asyncio.to_thread(
             load_tokenizer, target.resolved_model(), target.revision
         )
-        servicer = GenerationServicer(self.controller, tokenizer, _request_limits(self._config))
+        limits = RequestLimits.from_config(settings, self._config.speculation)
+        servicer = GenerationServicer(self.controller, tokenizer, limits)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, self._rpc.grpc_server)
         self.address = await self._rpc.start(settings.grpc_host, settings.grpc_port)
         self._metrics = MetricsServer(self._registry, settings.grpc_host, settings.metrics_port)
@@ -106,17 +107,3 @@ class ControllerServer:
                 serving = not serving
                 await self._rpc.set_serving(serving)
             await self.controller.workers.changed()
-
-
-def _request_limits(config: ArboristConfig) -> RequestLimits:
-    controller, speculation = config.controller, config.speculation
-    return RequestLimits(
-        max_prompt_tokens=controller.max_prompt_tokens,
-        max_max_tokens=controller.max_max_tokens,
-        default_max_tokens=controller.default_max_tokens,
-        max_stop_strings=controller.max_stop_strings,
-        max_stop_bytes=controller.max_stop_bytes,
-        max_depth=speculation.max_depth,
-        max_top_k=speculation.max_top_k,
-        max_num_draft_tokens=speculation.max_num_draft_tokens,
-    )

@@ -23,6 +23,8 @@ def thread_environment(num_threads: int) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "0",
         "TOKENIZERS_PARALLELISM": "false",
+        # What transformers prints while it loads is no line of our log.
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
 
 

@@ -70,6 +70,11 @@ class ComputeThread:
         """Starts the thread."""
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Returns whether the thread runs."""
+        return self._thread.is_alive()
+
     def put(self, jobs: list[Job]) -> None:
         """Queues commands; the list is the thread's from now on."""
         self._inbox.put(jobs)

@@ -123,6 +123,11 @@ class Worker(Generic[OpenT, WorkT]):
         """Starts the compute thread."""
         self._compute.start()
 
+    @property
+    def computing(self) -> bool:
+        """Returns whether the compute thread is alive."""
+        return self._compute.alive
+
     async def call(self, function: Callable[[], ValueT]) -> ValueT:
         """Runs a function in the compute thread, between forwards.
 

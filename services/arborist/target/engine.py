@@ -24,6 +24,7 @@ from arborist.core.engine import (
 from arborist.core.errors import (
     ArboristError,
     InvalidArgumentError,
+    ResourceExhaustedError,
     SessionFailedError,
     UnknownSessionError,
 )
@@ -32,7 +33,7 @@ from arborist.core.sampling import SamplingParams, draw_tokens
 from arborist.core.shape import MAX_NUM_DRAFT_TOKENS
 from arborist.core.tree import check_tree
 from arborist.target.attention import PackedBatch, Segment
-from arborist.target.kv import FeatureRetention, KvPool
+from arborist.target.kv import RETRY_AFTER_MS, FeatureRetention, KvPool
 from arborist.target.model import TargetModel, load_model
 
 
@@ -154,7 +155,14 @@ class HfTargetEngine:
         if not plans:
             return outcomes
         packed = PackedBatch([plan.segment for plan in plans])
-        logits = self._forward(packed, plans)
+        try:
+            logits = self._forward(packed, plans)
+        except torch.OutOfMemoryError:
+            full = ResourceExhaustedError(
+                f"no memory on {self._model.device} for {plans[-1].rows.stop} rows",
+                retry_after_ms=RETRY_AFTER_MS,
+            )
+            return [full if outcome is _UNSETTLED else outcome for outcome in outcomes]
         for plan in plans:
             try:
                 outcomes[plan.index] = self._settle(plan, packed, logits[plan.logit_rows])
@@ -189,6 +197,25 @@ class HfTargetEngine:
             UnknownSessionError: No such session.
         """
         return self._pool.view(session).length
+
+    def warm_up(self) -> None:
+        """Runs a prompt and a small tree once, so that no client pays for first calls.
+
+        Raises:
+            ArboristError: It did not work; the worker must not serve.
+        """
+        session = ("arborist", "warm-up")
+        nodes = min(8, self.info.vocab_size)
+        self.open(session, TargetOpen(SamplingParams(), None, max_length=8, max_draft_tokens=nodes))
+        try:
+            prompt = Prefill(session, 0, [0] * 4, last=True, want_features=False)
+            tree = Verify(session, 5, 0, list(range(nodes)), [0] * nodes, want_features=False)
+            for work in (prompt, tree):
+                (outcome,) = self.run([work])
+                if isinstance(outcome, ArboristError):
+                    raise outcome
+        finally:
+            self.release(session)
 
     def check_integrity(self) -> None:
         """Checks that KV and sessions agree.

@@ -170,6 +170,8 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)  # In a log every column counts.
     table = Table(title=_title(report))
     columns = ("mode", "tokens/s", "quartiles", "tau", "bytes/round", "loops", "= plain")
     for column in (*columns, "draft ms", "verify ms", "transport ms", "controller ms", "round ms"):

@@ -1,0 +1,77 @@
+"""The draft worker as a process: `python -m arborist.draft`, or `arborist serve-draft`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from arborist.common.config import ArboristConfig, DraftWorkerConfig, load_config
+from arborist.common.running_worker import RunningWorker, run_worker
+from arborist.common.running_worker import start_worker as start
+from arborist.common.server import RpcServer
+from arborist.common.threads_config import apply_thread_environment
+
+
+class DraftRole:
+    """What makes a worker a draft worker."""
+
+    name = "draft"
+    service_name = "arborist.v1.DraftService"
+
+    def settings(self, config: ArboristConfig) -> DraftWorkerConfig:
+        """Returns the section `draft`."""
+        return config.draft
+
+    def load(self, config: ArboristConfig) -> Any:
+        """Loads the model; blocks."""
+        from arborist.draft.engine import load_draft
+
+        settings = config.draft
+        return load_draft(
+            settings.resolved_model(),
+            settings.resolved_target_model(),
+            device=settings.device,
+            dtype=settings.dtype,
+            kv_capacity_tokens=settings.kv_capacity_tokens,
+            revision=settings.revision,
+        )
+
+    def shell(self, engine: Any, **parts: Any) -> Any:
+        """Returns the shell around the engine."""
+        from arborist.draft.servicer import draft_worker
+
+        return draft_worker(engine, **parts)
+
+    def add_servicer(self, engine: Any, worker: Any, server: RpcServer) -> None:
+        """Adds DraftService."""
+        from arborist.draft.servicer import DraftServicer
+        from arborist.v1 import draft_pb2_grpc
+
+        servicer = DraftServicer(
+            worker,
+            engine.feature_spec,
+            engine.feature_width,
+            partial(server.set_serving, False),
+        )
+        draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc_server)
+
+
+async def start_worker(config: ArboristConfig) -> RunningWorker:
+    """Starts a draft worker inside the running loop; see `running_worker.start_worker`."""
+    return await start(DraftRole(), config)
+
+
+def run(config: ArboristConfig) -> None:
+    """Serves until SIGTERM or Ctrl-C."""
+    run_worker(DraftRole(), config)
+
+
+def main() -> None:
+    """Serves what the environment says."""
+    config = load_config(None, {})
+    apply_thread_environment(config.draft.num_threads)
+    run(config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The target worker as a process: `python -m arborist.target`, or `arborist serve-target`."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from arborist.common.config import ArboristConfig, TargetWorkerConfig, load_config
+from arborist.common.running_worker import RunningWorker, run_worker
+from arborist.common.running_worker import start_worker as start
+from arborist.common.server import RpcServer
+from arborist.common.threads_config import apply_thread_environment
+
+
+class TargetRole:
+    """What makes a worker a target worker."""
+
+    name = "target"
+    service_name = "arborist.v1.TargetService"
+
+    def settings(self, config: ArboristConfig) -> TargetWorkerConfig:
+        """Returns the section `target`."""
+        return config.target
+
+    def load(self, config: ArboristConfig) -> Any:
+        """Loads the model; blocks."""
+        from arborist.target.engine import load_target
+
+        settings = config.target
+        retention = settings.feature_retention
+        return load_target(
+            settings.resolved_model(),
+            device=settings.device,
+            dtype=settings.dtype,
+            kv_capacity_tokens=settings.kv_capacity_tokens,
+            feature_retention=(
+                settings.feature_retention_tokens if retention == "last_n" else retention
+            ),
+            revision=settings.revision,
+            name=settings.served_name(),
+        )
+
+    def shell(self, engine: Any, **parts: Any) -> Any:
+        """Returns the shell around the engine."""
+        from arborist.target.servicer import target_worker
+
+        return target_worker(engine, **parts)
+
+    def add_servicer(self, engine: Any, worker: Any, server: RpcServer) -> None:
+        """Adds TargetService."""
+        from arborist.target.servicer import TargetServicer
+        from arborist.v1 import target_pb2_grpc
+
+        servicer = TargetServicer(worker, partial(server.set_serving, False))
+        target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc_server)
+
+
+async def start_worker(config: ArboristConfig) -> RunningWorker:
+    """Starts a target worker inside the running loop; see `running_worker.start_worker`."""
+    return await start(TargetRole(), config)
+
+
+def run(config: ArboristConfig) -> None:
+    """Serves until SIGTERM or Ctrl-C."""
+    run_worker(TargetRole(), config)
+
+
+def main() -> None:
+    """Serves what the environment says."""
+    config = load_config(None, {})
+    apply_thread_environment(config.target.num_threads)
+    run(config)
+
+
+if __name__ == "__main__":
+    main()

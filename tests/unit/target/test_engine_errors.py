@@ -242,3 +242,24 @@ def test_retention_off_keeps_no_features(llama: TinyModel, make_engine: MakeEngi
     assert decoder.round([], []).features is not None
     with pytest.raises(InvalidArgumentError):
         engine.read_features(decoder.key, 0, 1)
+
+
+def test_a_forward_without_memory_changes_nothing(
+    llama: TinyModel, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every item of the batch may be tried again; what was refused before stays refused."""
+    engine = make_engine(llama)
+    decoder = Decoder(engine, llama.prompt(1, 6))
+    expected = Decoder(engine, llama.prompt(1, 6), "x").plain(8)
+
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    unknown = Prefill(("controller", "nobody"), 0, [5], last=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._model, "forward", full)
+        first, second = engine.run([unknown, decoder.work([3], [0])])
+
+    assert isinstance(first, UnknownSessionError)
+    assert isinstance(second, ResourceExhaustedError)
+    assert decoder.plain(8) == expected

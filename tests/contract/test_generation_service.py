@@ -52,7 +52,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 
 @asynccontextmanager
-async def stub_for(address: str) -> AsyncIterator[pb_grpc.GenerationServiceStub]:
+async def stub_for(address: str) -> AsyncIterator["pb_grpc.GenerationServiceAsyncStub"]:
     """A bare stub, for requests that the SDK would not build."""
     async with grpc.aio.insecure_channel(address) as channel:
         yield pb_grpc.GenerationServiceStub(channel)

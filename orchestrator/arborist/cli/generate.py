@@ -232,6 +232,8 @@ def _load(
     if dtype is not None and dtype not in DTYPES:
         raise typer.BadParameter(f"--dtype: must be one of {', '.join(DTYPES)}")
     name = DTYPES[dtype] if dtype is not None else None
+    if target is not None and draft is None and config is None and drafting.enabled is not False:
+        raise typer.BadParameter("--target needs its --draft, or --speculation off")
     flags = {"target.model": target, "draft.model": draft}
     for section in ("target", "draft"):
         flags |= {f"{section}.device": device, f"{section}.dtype": name}

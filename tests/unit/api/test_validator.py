@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.unit.api.tokenizers import byte_level_tokenizer
@@ -43,12 +44,12 @@ def validator() -> Validator:
     return Validator(LIMITS, byte_level_tokenizer())
 
 
-def tree(**options: int | bool | None) -> SpeculationOptions:
+def tree(**options: Any) -> SpeculationOptions:
     """What a request says about speculation."""
     return SpeculationOptions(**options)
 
 
-ACCEPTED = {
+ACCEPTED: dict[str, dict[str, Any]] = {
     "prompt of one token": {"prompt": TokenPrompt((0,))},
     "prompt at its limit": {"prompt": TokenPrompt((1,) * 50), "max_tokens": 50},
     "prompt under its limit": {"prompt": TokenPrompt((1,) * 49)},
@@ -84,7 +85,7 @@ ACCEPTED = {
 }
 
 # Change, then field, value and what the limit says.
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "no prompt": ({"prompt": None}, "prompt", "absent", "text, token ids or messages"),
     "empty text": ({"prompt": TextPrompt("")}, "prompt", "0 characters", "at least 1"),
     "empty ids": ({"prompt": TokenPrompt(())}, "prompt", "0 tokens", "at least 1"),

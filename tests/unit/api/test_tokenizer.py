@@ -1,0 +1,50 @@
+"""Loading and using the tokenizer beside a model."""
+
+from pathlib import Path
+
+import pytest
+from tests.unit.api.tokenizers import byte_fallback_tokenizer, byte_level_tokenizer
+from transformers import AutoTokenizer
+
+from arborist.core.errors import InvalidArgumentError, MismatchError
+from arborist.orchestrator.api.incoming import ChatTurn
+from arborist.orchestrator.api.tokenizer import load_tokenizer
+
+
+def test_a_saved_tokenizer_encodes_as_transformers_does(tmp_path: Path) -> None:
+    """Ids are exactly those of `tokenizer(text).input_ids`, template included."""
+    byte_level_tokenizer()._backend.save_pretrained(tmp_path)
+    loaded, reference = load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)
+
+    assert loaded is not None
+    for text in ("abc end", "é😀", "<|user|>hi", "  spaces  "):
+        assert loaded.encode(text) == reference(text).input_ids
+        assert loaded.decode(loaded.encode(text)) == reference.decode(
+            reference(text).input_ids, skip_special_tokens=True
+        )
+    ids = loaded.render_chat([ChatTurn("user", "abc")])
+    assert ids == reference("<|user|>abc<|end|><|assistant|>").input_ids
+
+
+def test_a_folder_without_tokenizer_has_none(tmp_path: Path) -> None:
+    """Such a model takes and gives token ids only."""
+    (tmp_path / "config.json").write_text("{}")
+
+    assert load_tokenizer(str(tmp_path)) is None
+
+
+def test_a_broken_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
+    """The line names the folder."""
+    (tmp_path / "tokenizer.json").write_text("{ not json")
+
+    with pytest.raises(MismatchError) as caught:
+        load_tokenizer(str(tmp_path))
+
+    assert str(tmp_path) in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_no_chat_template_is_said_clearly() -> None:
+    """A completion model refuses messages."""
+    with pytest.raises(InvalidArgumentError, match="no chat template"):
+        byte_fallback_tokenizer().render_chat([ChatTurn("user", "a")])

@@ -361,6 +361,38 @@ async def test_the_blocking_client_does_what_the_other_does(serve: Serve) -> Non
     await asyncio.wait_for(held.closed.wait(), 10)
 
 
+async def test_a_server_that_goes_away_is_told_from_one_that_never_was(serve: Serve) -> None:
+    """What came before stays readable."""
+    generator = ScriptedGenerator(hold_at=1)
+    server = grpc.aio.server()
+    pb_grpc.add_GenerationServiceServicer_to_server(
+        GenerationServicer(generator, TOKENIZER, LIMITS), server
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with AsyncClient(f"127.0.0.1:{port}") as client:
+        stream = client.generate([1])
+        await anext(stream)
+        await server.stop(None)
+        with pytest.raises(ArboristError) as caught:
+            await anext(stream)
+
+    assert "no server answers" not in caught.value.message
+    assert stream.token_ids == (5, 6)
+
+
+async def test_a_server_on_this_machine_is_not_asked_through_a_proxy(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    """An HTTP proxy in the environment does not come between."""
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{unused_tcp_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("no_grpc_proxy", raising=False)
+    async with AsyncClient(await serve(ScriptedGenerator())) as client:
+        assert (await client.complete([1], timeout_s=20)).token_ids == (5, 6, 7)
+
+
 @pytest.mark.parametrize("blocking", [True, False])
 async def test_a_server_that_is_not_there_is_named(unused_tcp_port: int, blocking: bool) -> None:
     """The error says where nobody answered."""

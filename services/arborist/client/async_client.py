@@ -9,7 +9,7 @@ from typing import Self
 import grpc
 import grpc.aio
 
-from arborist.client.call import CHANNEL_OPTIONS, DEFAULT_ADDRESS, call_metadata, client_error
+from arborist.client.call import DEFAULT_ADDRESS, call_metadata, channel_options, client_error
 from arborist.client.completion import Completion, ModelCard, RoundEvent, Started, Summary
 from arborist.client.generation_wire import read_models, write_request
 from arborist.client.progress import Progress
@@ -57,7 +57,8 @@ class AsyncGenerationStream:
                     return round_
         except grpc.RpcError as error:
             self._closed = True
-            raise client_error(error, self._address) from None
+            begun = self._progress.started is not None
+            raise client_error(error, self._address, begun=begun) from None
         self._closed = True
         raise StopAsyncIteration
 
@@ -125,7 +126,7 @@ class AsyncClient:
             address: host:port of the server's gRPC API.
         """
         self._address = address
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(address, options=channel_options(address))
         self._stub: pb_grpc.GenerationServiceAsyncStub = pb_grpc.GenerationServiceStub(
             self._channel
         )

@@ -10,8 +10,21 @@ from arborist.core.errors import ArboristError, UnavailableError
 
 DEFAULT_ADDRESS = "127.0.0.1:9000"
 # A round is small; a message with a whole output's worth of tokens still fits.
-CHANNEL_OPTIONS = (("grpc.max_receive_message_length", 16 << 20),)
+_MAX_MESSAGE_BYTES = 16 << 20
+_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
 _DETAILS = "grpc-status-details-bin"
+
+
+def channel_options(address: str) -> list[tuple[str, int]]:
+    """Returns the options of a channel.
+
+    Args:
+        address: Where it goes; what is on this machine is never reached through an HTTP proxy.
+    """
+    options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
+    if address.startswith(_LOOPBACK):
+        options.append(("grpc.enable_http_proxy", 0))
+    return options
 
 
 def call_metadata(traceparent: str | None) -> tuple[tuple[str, str], ...]:
@@ -23,17 +36,20 @@ def call_metadata(traceparent: str | None) -> tuple[tuple[str, str], ...]:
     return (("traceparent", traceparent),) if traceparent else ()
 
 
-def client_error(error: grpc.RpcError, address: str) -> ArboristError:
+def client_error(error: grpc.RpcError, address: str, *, begun: bool = False) -> ArboristError:
     """Returns what a failed call means to a user.
 
     Args:
         error: What the stub raised.
         address: Where the call went.
+        begun: Whether the server had answered before.
     Returns:
         The very error of the server; or one that says how to reach a server, when nobody answered.
     """
     restored = error_from_call(error)
     if isinstance(restored, UnavailableError) and not _has_details(error):
+        if begun:
+            return UnavailableError(f"the connection to the server at {address} was lost")
         return UnavailableError(
             f"no server answers at {address}: start one with `arborist serve`, or give its address"
         )

@@ -8,7 +8,7 @@ from typing import Protocol, Self
 
 import grpc
 
-from arborist.client.call import CHANNEL_OPTIONS, DEFAULT_ADDRESS, call_metadata, client_error
+from arborist.client.call import DEFAULT_ADDRESS, call_metadata, channel_options, client_error
 from arborist.client.completion import Completion, ModelCard, RoundEvent, Started, Summary
 from arborist.client.generation_wire import read_models, write_request
 from arborist.client.progress import Progress
@@ -66,7 +66,8 @@ class GenerationStream:
                     return round_
         except grpc.RpcError as error:
             self._closed = True
-            raise client_error(error, self._address) from None
+            begun = self._progress.started is not None
+            raise client_error(error, self._address, begun=begun) from None
         self._closed = True
         raise StopIteration
 
@@ -134,7 +135,7 @@ class Client:
             address: host:port of the server's gRPC API.
         """
         self._address = address
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(address, options=channel_options(address))
         self._stub = pb_grpc.GenerationServiceStub(self._channel)
 
     def __enter__(self) -> Self:

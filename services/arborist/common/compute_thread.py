@@ -179,32 +179,44 @@ class ComputeThread:
     def _run_batch(self, batch: list[Job]) -> None:
         start_ns = time.perf_counter_ns()
         alive = [job for job in batch if not job.dropped]
-        try:
-            outcomes = self._forward(alive)
-        except Exception:  # noqa: BLE001 - one bad session must not fail the others
-            _log.warning("a forward over %d commands failed", len(alive), exc_info=True)
-            # One by one: only the culprit shall fail.
-            outcomes = [self._forward_alone(job) for job in alive]
-        for job, outcome in zip(alive, outcomes, strict=True):
-            job.answer = outcome
+        if len(alive) == 1:
+            self._run_alone(alive[0])
+        elif alive:
+            try:
+                outcomes = self._forward(alive)
+            except Exception:  # noqa: BLE001 - one bad session must not fail the others
+                _log.warning("a forward over %d commands failed", len(alive), exc_info=True)
+                # One by one: only the culprit shall fail.
+                for job in alive:
+                    self._run_alone(job)
+            else:
+                # Committed by now: what goes wrong from here on must not run anything again.
+                for job, outcome in zip(alive, outcomes, strict=True):
+                    self._settle(job, outcome)
         for job in batch:
             if job.answer is None:
                 job.answer = _gone()
             _stamp_times(job, start_ns)
 
-    def _forward(self, jobs: Sequence[Job]) -> list[object]:
-        if not jobs:
-            return []
+    def _forward(self, jobs: Sequence[Job]) -> Sequence[object]:
         outcomes = self._engine.run([_work(job) for job in jobs])
         if len(outcomes) != len(jobs):
             raise RuntimeError(f"{len(outcomes)} outcomes for {len(jobs)} commands")
-        return [self._finish(outcome) for outcome in outcomes]
+        return outcomes
 
-    def _forward_alone(self, job: Job) -> object:
+    def _run_alone(self, job: Job) -> None:
         try:
-            return self._forward([job])[0]
+            (outcome,) = self._forward([job])
         except Exception:  # noqa: BLE001 - found the culprit, whatever it raised
-            return self._failure(job)
+            job.answer = self._failure(job)
+        else:
+            self._settle(job, outcome)
+
+    def _settle(self, job: Job, outcome: object) -> None:
+        try:
+            job.answer = self._finish(outcome)
+        except Exception:  # noqa: BLE001 - one bad outcome must not fail the others
+            job.answer = self._failure(job)
 
     def _failure(self, job: Job) -> ArboristError:
         """Gives up a session whose engine state is unknown."""

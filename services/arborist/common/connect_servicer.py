@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 import grpc
@@ -15,7 +16,12 @@ from arborist.common.command import Command
 from arborist.common.errors import grpc_status, internal_error
 from arborist.common.result_stream import ResultStream
 from arborist.common.worker import Worker
-from arborist.core.errors import ArboristError, DeadlineError, InvalidArgumentError
+from arborist.core.errors import (
+    ArboristError,
+    DeadlineError,
+    InvalidArgumentError,
+    UnavailableError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -89,9 +95,11 @@ class ConnectHandler:
         try:
             await context.write(self._codec.write_attached(attached))
             writer = asyncio.create_task(stream.run_writer())
+            writer.add_done_callback(partial(_end_unwritable, stream))
             await self._read_commands(context, stream)
-            writer = await _cancel(writer)
-            await stream.flush()
+            # The peer sends no more; what is ready it may still want, if it reads at all.
+            stream.finish()
+            await asyncio.wait({writer}, timeout=limits.flush_timeout_s)
         except asyncio.CancelledError:
             if stream.end_error is None:
                 raise
@@ -137,6 +145,12 @@ class ConnectHandler:
                 raise InvalidArgumentError("commands", count, f"1..{max_commands} in a frame")
             worker.submit(stream, commands)
             await stream.wait_for_room()
+
+
+def _end_unwritable(stream: ResultStream, writer: asyncio.Task[None]) -> None:
+    """Ends a stream that cannot answer any more; without this its reader would not notice."""
+    if not writer.cancelled() and writer.exception() is not None:
+        stream.end(UnavailableError("results could not be sent"))
 
 
 async def _cancel(task: asyncio.Task[None] | None) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 from arborist.common.attach import Attach
+from arborist.common.errors import internal_error
 from arborist.common.job import Job
 from arborist.core.errors import ArboristError
+
+_log = logging.getLogger(__name__)
 
 
 class ResultMessage(Protocol):
@@ -62,13 +66,21 @@ class ResultStream:
         self._wake: asyncio.Future[None] | None = None
         self._room = asyncio.Event()
         self._room.set()
+        self._finished = False
         self._closed = False
         self._handler = asyncio.current_task()
 
     def answer(self, command_id: int, job: Job) -> None:
         """Sends a job's answer under this command id."""
-        if not self._closed:
-            self.send(self._encode(command_id, job.answer, job.queue_ms, job.compute_ms))
+        if self._closed:
+            return
+        try:
+            results = self._encode(command_id, job.answer, job.queue_ms, job.compute_ms)
+        except Exception:  # noqa: BLE001 - the other answers of the batch must go out
+            hidden = internal_error()
+            _log.exception("incident %s: an answer has no encoding", hidden.metadata["incident"])
+            results = self._encode(command_id, hidden, job.queue_ms, job.compute_ms)
+        self.send(results)
 
     def refuse(self, command_id: int, error: ArboristError) -> None:
         """Sends an error for a command that was not taken."""
@@ -83,8 +95,7 @@ class ResultStream:
             self._outbox_bytes += size
         if self._outbox_bytes >= self._max_outbox_bytes:
             self._room.clear()
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        self._wake_writer()
 
     async def wait_for_room(self) -> None:
         """Waits until the peer has read enough that more commands may be taken."""
@@ -92,24 +103,30 @@ class ResultStream:
             await self._room.wait()
 
     async def run_writer(self) -> None:
-        """Sends frames until cancelled, or until sending fails; one task does so."""
+        """Sends frames until finished and nothing is left; one task does so.
+
+        Raises:
+            Exception: A frame could not be sent; whatever gRPC says of that.
+        """
         loop = asyncio.get_running_loop()
-        while True:
-            if not self._outbox:
+        while self._outbox or not self._finished:
+            if self._outbox:
+                await self._write(self._make_frame(self._take()))
+            else:
                 self._wake = loop.create_future()
                 await self._wake
                 self._wake = None
-            await self._write(self._make_frame(self._take()))
 
-    async def flush(self) -> None:
-        """Sends what is ready; only after the writer has ended."""
-        while self._outbox:
-            await self._write(self._make_frame(self._take()))
+    def finish(self) -> None:
+        """Lets the writer end once it has sent what is ready."""
+        self._finished = True
+        self._wake_writer()
 
     def close(self) -> None:
         """Drops what is unsent and everything that comes."""
         self._closed = True
         self._outbox.clear()
+        self._outbox_bytes = 0
         self._room.set()
 
     def end(self, error: ArboristError) -> None:
@@ -118,6 +135,10 @@ class ResultStream:
             self.end_error = error
             if self._handler is not None:
                 self._handler.cancel()
+
+    def _wake_writer(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
 
     def _take(self) -> list[ResultMessage]:
         """Takes the results of the next frame: all, up to a size."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 from typing import Any, Protocol, TypeAlias
@@ -14,6 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import uvloop
 
 from arborist.common.config import ArboristConfig, WorkerConfig
+from arborist.common.loading_gate import LoadingGate
 from arborist.common.logging_setup import configure_logging
 from arborist.common.metrics_server import MetricsServer, new_registry
 from arborist.common.server import RpcServer, wait_for_signal
@@ -24,6 +26,7 @@ from arborist.common.worker_info import WorkerInfo
 from arborist.common.worker_limits import WorkerLimits
 from arborist.common.worker_metrics import WorkerMetrics
 from arborist.common.worker_prometheus import PrometheusWorkerMetrics
+from arborist.core.errors import ArboristError
 
 _EXPORT_S = 2.0
 
@@ -143,10 +146,12 @@ async def start_worker(role: WorkerRole, config: ArboristConfig) -> RunningWorke
         stack.push_async_callback(asyncio.to_thread, recorder.shutdown, _EXPORT_S)
         metrics.watch_dropped_spans(lambda: float(recorder.num_dropped))
         server = RpcServer([role.service_name], setting=f"{role.name}.port")
+        gate = LoadingGate(role.service_name)
+        server.grpc_server.add_generic_rpc_handlers((gate,))
         address = await server.start(settings.host, settings.port)
         stack.push_async_callback(server.stop, 0.2)
 
-        # gRPC answers NOT_SERVING while weights load.
+        # While weights load, health says NOT_SERVING and the service UNAVAILABLE.
         engine = await asyncio.to_thread(_load, role, config, settings.num_threads)
         metrics.set_kv_capacity_tokens(engine.kv_capacity_tokens)
         worker = role.shell(
@@ -161,10 +166,27 @@ async def start_worker(role: WorkerRole, config: ArboristConfig) -> RunningWorke
         stack.push_async_callback(worker.stop)
         await worker.call(engine.warm_up)
         role.add_servicer(engine, worker, server)
+        gate.open()
         await server.set_serving(True)
         running = RunningWorker(worker, server, address, metrics_server.port)
         running._resources = stack.pop_all()
         return running
+
+
+def run_main(run: Callable[[], None]) -> None:
+    """Runs `python -m` of a worker; whatever fails is one line on stderr.
+
+    Args:
+        run: Serves until told to stop.
+    Raises:
+        SystemExit: It failed (1), or Ctrl-C came before it served (130).
+    """
+    try:
+        run()
+    except ArboristError as error:
+        raise SystemExit(f"arborist: {error.message}") from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def run_worker(role: WorkerRole, config: ArboristConfig) -> None:

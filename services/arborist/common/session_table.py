@@ -32,14 +32,19 @@ class Session:
         self._num_reads = 0
 
     def find_repeated(self, stamp: Stamp) -> Job | None:
-        """Returns the last command if this stamp repeats it, else None for a new one.
+        """Returns the last command if this stamp repeats it, else None for one to run.
+
+        A command refused for want of room changed nothing and may be tried again as it is.
 
         Raises:
             StaleStampError: The stamp is older, or of another epoch.
         """
         if stamp > self._guard.last and stamp.epoch == self.epoch:
             return None
-        return self._guard.admit(stamp)
+        last = self._guard.admit(stamp)
+        if last is not None and last.done and isinstance(last.answer, ResourceExhaustedError):
+            return None
+        return last
 
     def admit(self, job: Job, limits: WorkerLimits) -> None:
         """Takes a command that is no repetition.
@@ -60,7 +65,8 @@ class Session:
                 retry_after_ms=limits.retry_after_ms,
             )
         if isinstance(body, RunWork):
-            self._guard.admit(body.stamp)
+            if body.stamp > self._guard.last:
+                self._guard.admit(body.stamp)
             # Remembered at once: a repetition joins a command that still runs.
             self._guard.settle(body.stamp, job)
         self._count(job, 1)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from arborist.common.attach import PROTOCOL_VERSION, Attach, Attached, StreamLane
@@ -95,6 +96,7 @@ class Worker(Generic[OpenT, WorkT]):
         self.worker_id = secrets.token_hex(16)
         self.limits = limits
         self.draining = False
+        self._stopped = False
         self._kv_capacity_tokens = engine.kv_capacity_tokens
         self._model = engine.info
         self._device = device
@@ -137,12 +139,14 @@ class Worker(Generic[OpenT, WorkT]):
         future: asyncio.Future[ValueT] = self._loop.create_future()
 
         def run() -> None:
+            settle: Callable[[], None]
             try:
-                value = function()
+                settle = partial(_resolve, future, function())
             except BaseException as error:  # noqa: BLE001 - raised again where it is awaited
-                self._loop.call_soon_threadsafe(_fail, future, error)
-            else:
-                self._loop.call_soon_threadsafe(_resolve, future, value)
+                settle = partial(_fail, future, error)
+            # A closed loop means that nobody waits any more.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(settle)
 
         self._compute.call(run)
         return await future
@@ -163,7 +167,7 @@ class Worker(Generic[OpenT, WorkT]):
             timeout_s: Longest wait for a forward that runs, in seconds; a longer one is abandoned
                 with its thread, which does not keep the process alive.
         """
-        self.draining = True
+        self.draining = self._stopped = True
         for controller in self._controllers.values():
             if controller.grace is not None:
                 controller.grace.cancel()
@@ -214,8 +218,11 @@ class Worker(Generic[OpenT, WorkT]):
         """Takes a stream; an older one of the same controller and lane is ended.
 
         Raises:
+            UnavailableError: The worker has stopped.
             ResourceExhaustedError: Too many controllers.
         """
+        if self._stopped:
+            raise UnavailableError("the worker stops")
         controller_id, lane = stream.attach.controller_id, stream.attach.lane
         controller = self._controllers.get(controller_id)
         if controller is None:
@@ -242,7 +249,7 @@ class Worker(Generic[OpenT, WorkT]):
         if controller is None or controller.streams.get(stream.attach.lane) is not stream:
             return
         del controller.streams[stream.attach.lane]
-        if not controller.streams:
+        if not controller.streams and not self._stopped:
             controller.grace = self._loop.call_later(
                 self.limits.reattach_grace_s, self._release_controller, controller
             )

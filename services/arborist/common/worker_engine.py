@@ -34,7 +34,11 @@ class WorkerEngine(Protocol[OpenT_contra, WorkT_contra]):
         ...
 
     def run(self, batch: Sequence[WorkT_contra]) -> Sequence[object]:
-        """Runs one forward and returns one outcome per item, in order."""
+        """Runs one forward and returns one outcome per item, in order.
+
+        Raises:
+            Exception: Nothing was committed yet: items may run again, one by one.
+        """
         ...
 
     def release(self, session: SessionKey) -> None:

@@ -25,6 +25,7 @@ class WorkerLimits:
         max_outbox_bytes: Bytes of unsent results after which a stream is not read any further.
         reattach_grace_s: Seconds that sessions outlive their controller's last stream.
         attach_timeout_s: Seconds until the first message of a stream must have come.
+        flush_timeout_s: Seconds a peer that sends no more may take to read what is ready.
         retry_after_ms: Advice to a controller refused for want of room.
     """
 
@@ -43,4 +44,5 @@ class WorkerLimits:
     max_outbox_bytes: int = 64 * 1024 * 1024
     reattach_grace_s: float = 5.0
     attach_timeout_s: float = 5.0
+    flush_timeout_s: float = 2.0
     retry_after_ms: int = 100

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from arborist.common.config import ArboristConfig, DraftWorkerConfig, load_config
-from arborist.common.running_worker import RunningWorker, run_worker
+from arborist.common.running_worker import RunningWorker, run_main, run_worker
 from arborist.common.running_worker import start_worker as start
 from arborist.common.server import RpcServer
 from arborist.common.threads_config import apply_thread_environment
@@ -68,6 +68,10 @@ def run(config: ArboristConfig) -> None:
 
 def main() -> None:
     """Serves what the environment says."""
+    run_main(_run_configured)
+
+
+def _run_configured() -> None:
     config = load_config(None, {})
     apply_thread_environment(config.draft.num_threads)
     run(config)

@@ -1,7 +1,7 @@
 """One lane of a worker: a long-lived bidirectional `Connect` stream that carries commands.
 
 Every command that became ready in one tick of the event loop travels in one frame. There is one
-writer and one reader; a command costs a future and a timer, never a task. A stream lives once:
+writer and one reader; a command costs a future, never a task or a timer. A stream lives once:
 when it is lost everything pending fails and a new stream takes its place.
 """
 
@@ -26,6 +26,8 @@ AnswerT = TypeVar("AnswerT")
 
 # The contract allows 256; but features come in parts of 256 KiB, and 16 MiB is the message limit.
 _MAX_FRAME_COMMANDS = 32
+# How late a deadline may be noticed; the shortest is ten times as long.
+_SWEEP_S = 0.02
 
 BuildCommand: TypeAlias = Callable[[int], CommandT]
 """Builds the message of a command once its id is known."""
@@ -55,7 +57,8 @@ class _Asked(Generic[AnswerT]):
     """A command whose caller waits."""
 
     answer: asyncio.Future[list[Reply[AnswerT]]]
-    timer: asyncio.TimerHandle
+    deadline_s: float
+    expires_s: float
     frames_before: int
     parts: list[Reply[AnswerT]] = field(default_factory=list)
 
@@ -90,6 +93,7 @@ class CommandStream(Generic[CommandT, AnswerT]):
         self._told: dict[int, Callable[[], None]] = {}
         self._outbox: list[CommandT] = []
         self._wake: asyncio.Future[None] | None = None
+        self._sweep: asyncio.TimerHandle | None = None
         self._failure: str | None = None
         self._num_frames = 0
         self.attached = attached
@@ -119,18 +123,20 @@ class CommandStream(Generic[CommandT, AnswerT]):
             raise UnavailableError(self._failure)
         command_id = next(self._ids)
         command = build(command_id)
-        asked = _Asked[AnswerT](
+        asked: _Asked[AnswerT] = _Asked(
             self._loop.create_future(),
-            self._loop.call_later(deadline_s, self._expire, command_id, deadline_s),
+            deadline_s,
+            self._loop.time() + deadline_s,
             self._num_frames,
         )
         self._asked[command_id] = asked
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(_SWEEP_S, self._expire)
         self._send(command)
         try:
             return await asked.answer
         finally:
-            asked.timer.cancel()
-            self._asked.pop(command_id, None)
+            del self._asked[command_id]
 
     def tell(self, build: BuildCommand[CommandT], done: Callable[[], None]) -> None:
         """Sends a command nobody waits for.
@@ -208,21 +214,26 @@ class CommandStream(Generic[CommandT, AnswerT]):
         if not reply.more and not asked.answer.done():
             asked.answer.set_result(asked.parts)
 
-    def _expire(self, command_id: int, deadline_s: float) -> None:
-        asked = self._asked.get(command_id)
-        if asked is None or asked.answer.done():
-            return
-        self.silent = self.silent or self._num_frames == asked.frames_before
-        kind, limit_ms = self._wire.kind, round(deadline_s * 1e3)
-        asked.answer.set_exception(
-            DeadlineError(f"the {kind} worker did not answer within {limit_ms} ms")
-        )
+    def _expire(self) -> None:
+        """Fails what is overdue; one timer for all commands is cheaper than one for each."""
+        self._sweep = self._loop.call_later(_SWEEP_S, self._expire) if self._asked else None
+        now_s = self._loop.time()
+        for asked in self._asked.values():
+            if asked.expires_s > now_s or asked.answer.done():
+                continue
+            self.silent = self.silent or self._num_frames == asked.frames_before
+            kind, limit_ms = self._wire.kind, round(asked.deadline_s * 1e3)
+            asked.answer.set_exception(
+                DeadlineError(f"the {kind} worker did not answer within {limit_ms} ms")
+            )
 
     def _fail(self, reason: str) -> None:
         if self._failure is not None:
             return
         self._failure = reason
         self._call.cancel()
+        if self._sweep is not None:
+            self._sweep.cancel()
         self._outbox.clear()
         self._told.clear()
         for asked in self._asked.values():

@@ -38,6 +38,8 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, int | str]]:
         ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
+        # Controller and workers are never reached through a proxy of the environment.
+        ("grpc.enable_http_proxy", 0),
     ]
 
 

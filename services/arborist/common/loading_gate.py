@@ -10,7 +10,7 @@ from arborist.common.errors import grpc_status
 from arborist.core.errors import UnavailableError
 
 
-class LoadingGate(grpc.GenericRpcHandler):  # type: ignore[misc]  # the stubs' base is Any
+class LoadingGate(grpc.GenericRpcHandler):
     """Answers every call of a service with UNAVAILABLE until the service itself is there."""
 
     def __init__(self, service_name: str) -> None:

@@ -243,7 +243,7 @@ def message(**parts: Any) -> pb.DraftCommand:
 
 def features(rows: int = 1, width: int = 8, **parts: Any) -> common_pb2.Tensor:
     """Zeros as features of one more pair."""
-    whole = {
+    whole: dict[str, Any] = {
         "dtype": common_pb2.DTYPE_FLOAT32,
         "shape": [rows, width],
         "data": bytes(4 * rows * width),
@@ -253,7 +253,11 @@ def features(rows: int = 1, width: int = 8, **parts: Any) -> common_pb2.Tensor:
 
 def extend(tensor: common_pb2.Tensor | None = None, **parts: Any) -> pb.DraftCommand:
     """An Extend by one more pair."""
-    whole = {"begin": 5, "tokens": [1], "features": features() if tensor is None else tensor}
+    whole: dict[str, Any] = {
+        "begin": 5,
+        "tokens": [1],
+        "features": features() if tensor is None else tensor,
+    }
     return message(extend=pb.Extend(**{**whole, **parts}))
 
 

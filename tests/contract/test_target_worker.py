@@ -603,7 +603,7 @@ def message(**parts: Any) -> pb.TargetCommand:
 
 
 BASE = common_pb2.Base(committed_length=6)
-VERIFY = {"base": BASE, "root": 1}
+VERIFY: dict[str, Any] = {"base": BASE, "root": 1}
 INVALID = {
     "no command": message(),
     "no session id": message(session_id="", verify=pb.Verify(**VERIFY)),

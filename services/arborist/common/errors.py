@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -167,10 +168,12 @@ def internal_error(
 def _details(call: grpc.RpcError) -> ArboristError | None:
     try:
         status: Any = rpc_status.from_call(call)
-    except (AttributeError, ValueError):  # Not a call at all, or details that contradict it.
-        return None
-    if status is None:
-        return None
+        return None if status is None else _error_of_status(status)
+    except (AttributeError, ValueError, DecodeError):
+        return None  # Not a call at all, or details that are corrupt or contradict it.
+
+
+def _error_of_status(status: Any) -> ArboristError | None:
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     found, retry_after_ms = False, 0
     for detail in status.details:

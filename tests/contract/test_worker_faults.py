@@ -195,36 +195,38 @@ async def test_lost_streams_leave_no_task() -> None:
         await prefilled(kept)
 
 
+class _Unsending:
+    """A handler's context that cannot send results."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, frame: Any) -> None:
+        """Sends anything but results."""
+        if frame.HasField("results"):
+            raise RuntimeError("a result that cannot be sent")
+        await self._context.write(frame)
+
+
 async def test_a_stream_whose_results_cannot_be_sent_ends() -> None:
     """Its controller is told UNAVAILABLE instead of waiting for answers that never come."""
 
-    class Unsendable(target_pb2_grpc.TargetServiceServicer):
+    class Unsendable(TargetServicer):
         """Serves as always, but frames of results break on their way out."""
 
-        def __init__(self, servicer: TargetServicer) -> None:
-            self._connect = servicer._connect
-
-        async def Connect(self, request_iterator, context):  # noqa: N802 - protobuf's name
+        async def Connect(  # type: ignore[override]  # noqa: N802 - protobuf's name
+            self, request_iterator: Any, context: Any
+        ) -> None:
             """Serves one stream."""
-            write = context.write
-
-            async def unsendable(frame: Any) -> None:
-                if frame.HasField("results"):
-                    raise RuntimeError("a result that cannot be sent")
-                await write(frame)
-
-            await self._connect.connect(_Context(context, unsendable))
-
-    class _Context:
-        def __init__(self, context: Any, write: Any) -> None:
-            self._context, self.write = context, write
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._context, name)
+            unsending: Any = _Unsending(context)
+            await super().Connect(request_iterator, unsending)
 
     worker = target_worker(FakeTargetEngine(), limits=_LIMITS)
     server = RpcServer([TARGET])
-    servicer = Unsendable(TargetServicer(worker))
+    servicer = Unsendable(worker)
     target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc_server)
     worker.start()
     address = await server.start("127.0.0.1", 0)
@@ -275,7 +277,7 @@ async def test_a_finished_writer_sends_everything_and_ends() -> None:
         max_frame_bytes=25,
         max_outbox_bytes=1000,
     )
-    results = [pb.TargetResult(command_id=one, queue_ms=1.0) for one in range(1, 6)]
+    results: list[Any] = [pb.TargetResult(command_id=one, queue_ms=1.0) for one in range(1, 6)]
     writing = asyncio.create_task(stream.run_writer())
     await asyncio.sleep(0)
     stream.send(results)
@@ -349,7 +351,7 @@ async def test_a_worker_is_unavailable_while_it_loads_and_serves_once_warm() -> 
     """NOT_SERVING and UNAVAILABLE until weights are loaded and warmed up; then a round works."""
     role, port = _FakeRole(), _free_port()
     config = parse_config({"test": {"target": {"port": port, "metrics_port": -1}}})
-    starting = asyncio.create_task(start_worker(role, config))  # type: ignore[arg-type]
+    starting = asyncio.create_task(start_worker(role, config))
     await asyncio.to_thread(role.loading.wait, 10.0)
     address = f"127.0.0.1:{port}"
     async with grpc.aio.insecure_channel(address, options=channel_options(1 << 20)) as channel:
@@ -383,7 +385,7 @@ async def test_a_model_that_does_not_load_leaves_nothing_behind() -> None:
     config = parse_config({"test": {"target": {"port": port, "metrics_port": -1}}})
     for _ in range(2):
         with pytest.raises(UnavailableError, match="no such model"):
-            await start_worker(role, config)  # type: ignore[arg-type]
+            await start_worker(role, config)
 
 
 async def test_a_stop_waits_for_open_sessions_no_longer_than_its_grace() -> None:
@@ -391,7 +393,7 @@ async def test_a_stop_waits_for_open_sessions_no_longer_than_its_grace() -> None
     role = _FakeRole()
     role.may_load.set()
     config = parse_config({"test": {"target": {"port": 0, "metrics_port": -1}}})
-    running = await start_worker(role, config)  # type: ignore[arg-type]
+    running = await start_worker(role, config)
     async with grpc.aio.insecure_channel(running.address) as channel:
         stream = Stream(target_pb2_grpc.TargetServiceStub(channel).Connect(), target_wire)
         await stream.attach(Attach("c", StreamLane.ROUND))

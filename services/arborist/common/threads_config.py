@@ -21,7 +21,7 @@ def thread_environment(num_threads: int) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(count),
         "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "0",
+        "GOMP_SPINCOUNT": "5000",
         "TOKENIZERS_PARALLELISM": "false",
         # What transformers prints while it loads is no line of our log.
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

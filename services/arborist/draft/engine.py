@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from arborist.common.matmul_layout import few_rows_layout
+from arborist.common.few_rows import FewRowsMatrix
 from arborist.common.model_files import ModelFiles
 from arborist.core.engine import (
     DraftOpen,
@@ -143,7 +144,7 @@ class EagleDraftEngine:
         self._head = head.eval()
         self._head.prepare_for_inference()
         self._embed_tokens = embed_tokens
-        self._lm_head = few_rows_layout(lm_head)
+        self._project = _projection(lm_head)
         self._info = info
         self._device = lm_head.device
         self._dtype = lm_head.dtype
@@ -395,7 +396,7 @@ class EagleDraftEngine:
         rows = [row for plan in wanted for row in plan.level_rows]
         if len(rows) < states.shape[0]:
             states = states.index_select(0, torch.tensor(rows).to(self._device))
-        logits = F.linear(states, self._lm_head).float()  # [R, V]
+        logits = self._project(states).float()  # [R, V]
         logprobs = F.log_softmax(logits, dim=-1)
         found: dict[int, tuple[IntArray, FloatArray]] = {}
         # One top-k per width: a wider one may break ties at the cut another way.
@@ -486,6 +487,12 @@ def load_draft(
         embedding_digest=target.embedding_digest,
     )
     return EagleDraftEngine(head.to(place), embed_tokens, lm_head, info, kv_capacity_tokens)
+
+
+def _projection(lm_head: Tensor) -> Callable[[Tensor], Tensor]:
+    if lm_head.device.type == "cpu":
+        return FewRowsMatrix(lm_head)
+    return partial(F.linear, weight=lm_head)
 
 
 def _embedding(target: TargetVocabulary, own: Tensor | None, lm_head: Tensor) -> Tensor:

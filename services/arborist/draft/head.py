@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arborist.common.matmul_layout import few_rows_layout, lay_out_for_few_rows
+from arborist.common.few_rows import FewRowsMatrix, use_few_rows
 
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer_index, query [R, heads, hd], key [R, kv_heads, hd], value [R, kv_heads, hd]) with RoPE
@@ -175,18 +176,21 @@ class HeadAttention(nn.Module):
         self.k_proj = nn.Linear(hidden, key_size, bias=bias)
         self.v_proj = nn.Linear(hidden, key_size, bias=bias)
         self.o_proj = nn.Linear(query_size, hidden, bias=False)
-        self._fused: tuple[Tensor, Tensor | None] | None = None
+        self._fused: Callable[[Tensor], Tensor] | None = None
 
     def fuse(self) -> None:
         """Stores q, k and v as one matrix; the three projections become views of it."""
         parts = (self.q_proj, self.k_proj, self.v_proj)
-        weight = few_rows_layout(torch.cat([part.weight.data for part in parts]))
+        weight = torch.cat([part.weight.data for part in parts])
         begin = 0
         for part in parts:
             part.weight.data = weight[begin : begin + part.out_features]
             begin += part.out_features
         bias = None if self.q_proj.bias is None else torch.cat([part.bias for part in parts])
-        self._fused = weight, bias
+        if weight.device.type == "cpu":
+            self._fused = FewRowsMatrix(weight, bias)
+        else:
+            self._fused = partial(F.linear, weight=weight, bias=bias)
 
     def forward(self, states: Tensor, angles: Tensor, attend: Attend) -> Tensor:
         """Returns the attention output, shape (R, H), for states (R, H)."""
@@ -195,7 +199,7 @@ class HeadAttention(nn.Module):
                 (self.q_proj(states), self.k_proj(states), self.v_proj(states)), -1
             )
         else:
-            projected = F.linear(states, *self._fused)
+            projected = self._fused(states)
         heads = projected.view(states.shape[0], -1, self._head_dim)  # [R, heads + 2 kv_heads, hd]
         rotated = rotate(heads[:, : self._num_rotated], angles)
         output: Tensor = self.o_proj(
@@ -264,10 +268,11 @@ class EagleHead(nn.Module):
 
         Call it once the head is on its device and in its dtype; it must not be moved afterwards.
         """
-        lay_out_for_few_rows(self)
         for part in self.modules():
             if isinstance(part, HeadAttention):
                 part.fuse()
+        if self.fc.weight.device.type == "cpu":
+            use_few_rows(self)
 
     def forward(
         self, token_embeddings: Tensor, features: Tensor, positions: Tensor, attend: Attend

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from arborist.common.few_rows import use_few_rows
 from arborist.common.model_files import ModelFiles, tensor_digest
 from arborist.core.engine import ModelInfo
 from arborist.core.errors import InvalidArgumentError, MismatchError
@@ -22,7 +23,6 @@ from arborist.target.attention import (
     Segment,
     register_attention,
 )
-from arborist.target.kernels import use_cpu_kernels
 from arborist.target.kv import FeatureLayout, KvLayout
 
 DTYPES: dict[str, torch.dtype] = {
@@ -71,7 +71,7 @@ class TargetModel:
         tokens = _probe_tokens(info)
         expected = self._own_states(tokens)
         if model.device.type == "cpu":
-            use_cpu_kernels(model)
+            use_few_rows(model)
         model.set_attn_implementation(ATTENTION)
         self.kv_layout = self._probe(tokens, expected)
 

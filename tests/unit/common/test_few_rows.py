@@ -1,0 +1,68 @@
+"""Products of few rows are what linear layers compute, whatever the rows and the dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from arborist.common import few_rows
+from arborist.common.few_rows import FewRowsLinear, FewRowsMatrix, use_few_rows
+
+ROWS = [1, 2, 7, 8, 9, 13, 16, 17, 33, 64, 65, 130]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_any_number_of_rows_gives_the_product(rows: int, packs: bool, with_bias: bool) -> None:
+    """Padding and packing never show; a second call uses what the first one packed."""
+    weight, x = torch.randn(24, 40), torch.randn(rows, 40)
+    bias = torch.randn(24) if with_bias else None
+    matrix = FewRowsMatrix(weight, bias, packs=packs)
+
+    for _ in range(2):
+        torch.testing.assert_close(matrix(x), F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_emulated_halves_round_once(
+    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product of halves is the fp32 product, rounded to the half."""
+    monkeypatch.setattr(few_rows, "_is_native", lambda _: False)
+    weight, x = torch.randn(24, 40).to(dtype), torch.randn(rows, 40).to(dtype)
+    exact = F.linear(x.double(), weight.double())
+
+    out = FewRowsMatrix(weight)(x)
+
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(40,), (7, 40), (2, 5, 40), (1, 2, 5, 40)])
+def test_other_shapes_keep_their_shape(shape: tuple[int, ...]) -> None:
+    """All dimensions but the last are rows."""
+    linear, x = nn.Linear(40, 24), torch.randn(shape)
+
+    with torch.inference_mode():
+        torch.testing.assert_close(FewRowsLinear(linear, packs=True)(x), linear(x))
+
+
+def test_a_swapped_module_keeps_its_state() -> None:
+    """Every linear layer is swapped; names, weights and results stay."""
+    module = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 4, bias=False)).eval()
+    x = torch.randn(5, 8)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    expected = module(x)
+
+    use_few_rows(module)
+
+    after = module.state_dict()
+    assert [type(part) for part in module] == [FewRowsLinear, nn.SiLU, FewRowsLinear]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    with torch.inference_mode():
+        torch.testing.assert_close(module(x), expected)

@@ -8,14 +8,13 @@ from typing import Annotated
 
 import typer
 
-from arborist.cli.serve import ready_line
+from arborist.cli.serve import LOCAL_CONFIG, ready_line
 from arborist.cli.stop_signals import StopSignals
 from arborist.common.config import ArboristConfig, load_config
 from arborist.common.logging_setup import configure_logging
 from arborist.common.shipped import shipped_path
 from arborist.orchestrator.ray_config import apply_ray_environment
 
-LOCAL_CONFIG = "deploy/ray/local.yaml"
 _SHOWN_ROUNDS = 6
 
 

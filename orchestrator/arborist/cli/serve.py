@@ -12,11 +12,13 @@ import typer
 from arborist.cli.stop_signals import StopSignals
 from arborist.common.config import ArboristConfig, load_config
 from arborist.common.logging_setup import configure_logging
+from arborist.common.shipped import shipped_path
 from arborist.orchestrator.ray_config import apply_ray_environment
 
 if TYPE_CHECKING:
     from arborist.orchestrator.app_cluster import Deployment
 
+LOCAL_CONFIG = "deploy/ray/local.yaml"
 KNOBS = (
     "Names elsewhere: SGLang's --speculative-num-draft-tokens is our num_draft_tokens + 1, its "
     "--speculative-num-steps our depth, its --speculative-eagle-topk our top_k; the official "
@@ -26,7 +28,11 @@ KNOBS = (
 
 def serve(
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML file; flags and environment win over it.")
+        Path | None,
+        typer.Option(
+            "--config",
+            help="YAML file, which flags and environment win over; unset = deploy/ray/local.yaml.",
+        ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address of both APIs (127.0.0.1).")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port (8000); 0 = any.")] = None,
@@ -74,7 +80,7 @@ def serve(
         "telemetry.log_level": log_level,
         "telemetry.log_format": log_format,
     }
-    settings = load_config(config, flags)
+    settings = load_config(config or shipped_path(LOCAL_CONFIG), flags)
     configure_logging(settings.telemetry, "serve")
     apply_ray_environment()
     # After the environment is set: this imports Ray.

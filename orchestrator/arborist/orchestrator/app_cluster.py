@@ -23,6 +23,7 @@ from arborist.orchestrator.ray_config import cluster_address
 from arborist.orchestrator.worker_registry import RegistryEntry, RegistrySnapshot
 
 _POLL_S = 0.2
+_MAX_REASON_LENGTH = 200
 _ENDED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 _log = logging.getLogger(__name__)
@@ -136,21 +137,24 @@ class RayCluster:
             "log_to_driver": self._show_logs,
             "logging_level": logging.ERROR,
         }
-        if address is None:
-            ray.init(
-                "local",
-                num_cpus=settings.num_cpus,
-                include_dashboard=False,
-                object_store_memory=settings.object_store_memory_bytes,
-                **common,
-            )
-            return
         try:
-            ray.init(address, **common)
-        except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+            if address is None:
+                ray.init(
+                    "local",
+                    num_cpus=settings.num_cpus,
+                    include_dashboard=False,
+                    object_store_memory=settings.object_store_memory_bytes,
+                    **common,
+                )
+            else:
+                ray.init(address, **common)
+        except Exception as error:  # noqa: BLE001 - Ray raises plain Exception here
+            reason = " ".join(str(error).split())[:_MAX_REASON_LENGTH] or type(error).__name__
+            if address is None:
+                raise UnavailableError(f"Ray did not start here: {reason}") from None
             raise UnavailableError(
-                f"no Ray cluster answers at {address} ({type(error).__name__}): check RAY_ADDRESS "
-                "or ray.address, or unset both to start one here"
+                f"no Ray cluster answers at {address}: check RAY_ADDRESS or ray.address, or unset "
+                f"both to start one here ({reason})"
             ) from None
 
     def _start_serve(self) -> None:

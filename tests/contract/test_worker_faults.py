@@ -180,6 +180,8 @@ async def test_lost_streams_leave_no_task() -> None:
     """Cancelled with commands in flight, readers and writers end; others go on."""
     async with served_target() as served:
         kept = await served.stream("kept")
+        # An answered command shows that the worker's own tasks for this stream are there.
+        await prefilled(kept, "before")
         before = len(asyncio.all_tasks())
         streams = [await served.stream(name) for name in "ab"]
         sessions = [await prefilled(stream) for stream in streams]

@@ -11,6 +11,7 @@ from arborist.common.config import ArboristConfig
 from arborist.common.metrics_server import MetricsServer, new_registry
 from arborist.common.server import RpcServer
 from arborist.common.serving_metrics import ServingMetrics
+from arborist.common.startup_objects import freeze_startup_objects
 from arborist.common.telemetry import build_span_recorder
 from arborist.orchestrator.api.generation_servicer import GenerationServicer
 from arborist.orchestrator.api.tokenizer import load_tokenizer
@@ -81,6 +82,7 @@ class ControllerServer:
         self.address = await self._rpc.start(settings.grpc_host, settings.grpc_port)
         self._metrics = MetricsServer(self._registry, settings.grpc_host, settings.metrics_port)
         await self.controller.start()
+        freeze_startup_objects()
         self._health = asyncio.get_running_loop().create_task(
             self._follow_health(), name="controller-health"
         )

@@ -20,6 +20,7 @@ from arborist.common.logging_setup import configure_logging
 from arborist.common.metrics_server import MetricsServer, new_registry
 from arborist.common.server import RpcServer, wait_for_signal
 from arborist.common.span_sink import SpanSink
+from arborist.common.startup_objects import freeze_startup_objects
 from arborist.common.telemetry import WorkerSpanSink, build_span_recorder
 from arborist.common.worker import Worker
 from arborist.common.worker_info import WorkerInfo
@@ -167,6 +168,7 @@ async def start_worker(role: WorkerRole, config: ArboristConfig) -> RunningWorke
         await worker.call(engine.warm_up)
         role.add_servicer(engine, worker, server)
         gate.open()
+        freeze_startup_objects()
         await server.set_serving(True)
         running = RunningWorker(worker, server, address, metrics_server.port)
         running._resources = stack.pop_all()

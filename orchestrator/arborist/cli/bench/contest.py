@@ -15,6 +15,7 @@ from arborist.cli.bench.output import Output
 from arborist.cli.bench.questions import Question
 from arborist.cli.worker_process import WorkerProcess
 from arborist.common.config import TelemetryConfig
+from arborist.common.startup_objects import freeze_startup_objects
 from arborist.common.telemetry import SpanRecorder, build_span_recorder
 from arborist.core.errors import InvalidArgumentError, UnavailableError
 from arborist.core.policy import Eagle2Policy
@@ -180,6 +181,7 @@ async def open_contest(settings: BenchSettings, tokenizer: Tokenizer) -> AsyncIt
             else:
                 remote = remote or await _start_workers(settings, trace_file, stack)
                 modes.append(make(workers=remote, policy=policy if name == "eagle2" else None))
+        freeze_startup_objects()
         yield Contest(settings, modes, tokenizer, facts.context_length)
 
 

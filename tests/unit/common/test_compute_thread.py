@@ -1,0 +1,90 @@
+"""The thread that forms forwards of what is queued."""
+
+from __future__ import annotations
+
+import queue
+from typing import Any
+
+import pytest
+
+from arborist.common.command import Command, RunWork
+from arborist.common.compute_thread import ComputeThread
+from arborist.common.job import Job
+from arborist.core.stamp import Stamp
+
+
+class Engine:
+    """Echoes work; its forwards are kept."""
+
+    kv_reserved_tokens = 0
+
+    def __init__(self) -> None:
+        self.batches: list[list[Any]] = []
+
+    def run(self, batch: list[Any]) -> list[Any]:
+        """Returns the batch."""
+        self.batches.append(list(batch))
+        return list(batch)
+
+
+class Nobody:
+    """Waits for nothing."""
+
+    def answer(self, command_id: int, job: Job) -> None:
+        """Does nothing."""
+
+
+def job(session: str, number: int, num_tokens: int = 1) -> Job:
+    """Returns a command of a session."""
+    work = RunWork(Stamp(1, number, 0), (session, number), num_tokens, "verify", False)
+    return Job(Command(number, ("c", session), "", work), Nobody())
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "max_batch_tokens", "sizes", "batches"),
+    [
+        (8, 100, {"a1": 1, "b1": 1, "a2": 1}, [["a1", "b1"], ["a2"]]),
+        (2, 100, {"a1": 1, "b1": 1, "c1": 1}, [["a1", "b1"], ["c1"]]),
+        (8, 10, {"a1": 8, "b1": 8, "c1": 2}, [["a1", "c1"], ["b1"]]),
+        (8, 10, {"a1": 50, "b1": 1}, [["a1"], ["b1"]]),
+        (
+            8,
+            10,
+            {"a1": 8, "b1": 8, "b2": 1},
+            [
+                ["a1"],
+                [
+                    "b1",
+                ],
+                ["b2"],
+            ],
+        ),
+    ],
+)
+def test_forwards_are_full_and_sessions_keep_their_order(
+    max_rows: int, max_batch_tokens: int, sizes: dict[str, int], batches: list[list[str]]
+) -> None:
+    """At most one command a session, up to rows and tokens, and none overtakes its session."""
+    engine = Engine()
+    delivered: queue.SimpleQueue[list[Job]] = queue.SimpleQueue()
+    thread = ComputeThread(
+        engine,  # type: ignore[arg-type]
+        read=lambda session, rows: None,
+        finish=lambda outcome: outcome,
+        deliver=delivered.put,
+        max_rows=max_rows,
+        max_batch_tokens=max_batch_tokens,
+        name="test",
+    )
+    jobs = [job(name[0], int(name[1]), size) for name, size in sizes.items()]
+    thread.put(list(jobs))
+    thread.start()
+    answered = 0
+    while answered < len(jobs):
+        answered += len(delivered.get(timeout=10.0))
+    thread.stop()
+
+    assert thread.join(10.0)
+    assert [[f"{name}{number}" for name, number in batch] for batch in engine.batches] == batches
+    assert [one.answer for one in jobs] == [(name[0], int(name[1])) for name in sizes]
+    assert all(one.queue_ms >= 0.0 for one in jobs)

@@ -45,7 +45,6 @@ class DraftRole:
     def add_servicer(self, engine: Any, worker: Any, server: RpcServer) -> None:
         """Adds DraftService."""
         from arborist.draft.servicer import DraftServicer
-        from arborist.v1 import draft_pb2_grpc
 
         servicer = DraftServicer(
             worker,
@@ -53,7 +52,7 @@ class DraftRole:
             engine.feature_width,
             partial(server.set_serving, False),
         )
-        draft_pb2_grpc.add_DraftServiceServicer_to_server(servicer, server.grpc_server)
+        servicer.add_to(server.grpc_server)
 
 
 async def start_worker(config: ArboristConfig) -> RunningWorker:

@@ -91,6 +91,10 @@ class DraftServicer(pb_grpc.DraftServiceServicer):
         self._on_drain = on_drain
         self._connect = ConnectHandler(worker, DraftCodec(worker.limits))
 
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the service."""
+        pb_grpc.add_DraftServiceServicer_to_server(self, server)
+
     async def Connect(  # type: ignore[override]  # noqa: N802 - protobuf's name
         self,
         request_iterator: AsyncIterator[pb.DraftServiceConnectRequest],

@@ -49,10 +49,9 @@ class TargetRole:
     def add_servicer(self, engine: Any, worker: Any, server: RpcServer) -> None:
         """Adds TargetService."""
         from arborist.target.servicer import TargetServicer
-        from arborist.v1 import target_pb2_grpc
 
         servicer = TargetServicer(worker, partial(server.set_serving, False))
-        target_pb2_grpc.add_TargetServiceServicer_to_server(servicer, server.grpc_server)
+        servicer.add_to(server.grpc_server)
 
 
 async def start_worker(config: ArboristConfig) -> RunningWorker:

@@ -95,6 +95,10 @@ class TargetServicer(pb_grpc.TargetServiceServicer):
         self._on_drain = on_drain
         self._connect = ConnectHandler(worker, TargetCodec(worker.limits))
 
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the service."""
+        pb_grpc.add_TargetServiceServicer_to_server(self, server)
+
     async def Connect(  # type: ignore[override]  # noqa: N802 - protobuf's name
         self,
         request_iterator: AsyncIterator[pb.TargetServiceConnectRequest],

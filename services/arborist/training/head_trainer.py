@@ -194,7 +194,8 @@ class HeadTrainer:
             for row, key in enumerate(keys):
                 count = len(self._examples[key])
                 self._features[key] = features[row, :count].to("cpu", torch.bfloat16)
-        return features.float()
+        widened: Tensor = features.float()
+        return widened
 
     def _group(self, number: int) -> list[int]:
         """Example indices of pass ``number``: a function of the seed and the number alone."""

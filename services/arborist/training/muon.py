@@ -131,7 +131,7 @@ def orthogonalise(matrix: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     transposed = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if transposed else matrix
+    x: torch.Tensor = matrix.T if transposed else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(iterations):
         gram = x @ x.T

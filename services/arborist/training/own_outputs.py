@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +115,7 @@ def write_own_outputs(
     return counts
 
 
-def end_of_first_lap(output_ids: Sequence[int], breaks: Sequence[int], length: int = 8) -> int:
+def end_of_first_lap(output_ids: Sequence[int], breaks: Collection[int], length: int = 8) -> int:
     """Where a looping output should have ended.
 
     Args:
@@ -186,7 +186,7 @@ def write_corrections(
                 continue
             while kept and body[kept - 1] in encoder.encode("\n", add_special_tokens=False):
                 kept -= 1
-            row = {
+            row: dict[str, object] = {
                 "prompt_ids": output.prompt_ids,
                 "output_ids": body[:kept],
                 "source": f"own output/{output.source}",

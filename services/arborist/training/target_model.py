@@ -73,7 +73,8 @@ def make_optimizer(
     replicas: Replicas | None = None,
 ) -> Muon:
     """Muon for the matrices of the layers, AdamW for embeddings, norms and biases."""
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -23,6 +23,7 @@ from arborist.orchestrator.ray_config import cluster_address
 from arborist.orchestrator.worker_registry import RegistryEntry, RegistrySnapshot
 
 _POLL_S = 0.2
+_STATUS_PERIOD_S = 3.0
 _MAX_REASON_LENGTH = 200
 _ENDED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
@@ -170,24 +171,38 @@ class RayCluster:
     async def _wait_ready(self) -> Deployment:
         settings = self._config.ray
         deadline_s = time.monotonic() + settings.ready_timeout_s
-        snapshot: RegistrySnapshot | None = None
+        next_status_s = 0.0
         while time.monotonic() < deadline_s:
+            snapshot: RegistrySnapshot | None = None
             with contextlib.suppress(UnavailableError):
                 snapshot = await self._directory.read()
             if snapshot is not None and snapshot.failures:
                 role, message = next(iter(snapshot.failures.items()))
                 raise DeploymentError(f"the {role} did not start: {message}")
-            status = serve.status().applications.get(settings.app_name)
-            if status is not None and status.status in _ENDED:
-                last = (status.message.strip().splitlines() or ["no reason given"])[-1]
-                raise DeploymentError(f"Ray Serve could not start the deployment: {last}")
-            running = status is not None and status.status is ApplicationStatus.RUNNING
-            if snapshot is not None and running:
-                deployment = self._deployment(snapshot)
-                if deployment is not None:
+            deployment = self._deployment(snapshot) if snapshot is not None else None
+            # Asking Serve costs it as much as its own control loop: now and then is enough.
+            if deployment is not None or time.monotonic() >= next_status_s:
+                next_status_s = time.monotonic() + _STATUS_PERIOD_S
+                if self._is_running() and deployment is not None:
                     return deployment
             await asyncio.sleep(_POLL_S)
-        raise UnavailableError(f"not ready within ray.ready_timeout_s = {settings.ready_timeout_s}")
+        raise UnavailableError(
+            f"not ready within ray.ready_timeout_s = {settings.ready_timeout_s:g}"
+        )
+
+    def _is_running(self) -> bool:
+        """Returns whether Serve has everything up and routed.
+
+        Raises:
+            DeploymentError: It gave up.
+        """
+        status = serve.status().applications.get(self._config.ray.app_name)
+        if status is None:
+            return False
+        if status.status in _ENDED:
+            last = (status.message.strip().splitlines() or ["no reason given"])[-1]
+            raise DeploymentError(f"Ray Serve could not start the deployment: {last}")
+        return status.status is ApplicationStatus.RUNNING
 
     def _deployment(self, snapshot: RegistrySnapshot) -> Deployment | None:
         def of(role: str) -> tuple[RegistryEntry, ...]:

@@ -12,10 +12,8 @@ from ray.serve.handle import DeploymentHandle
 from arborist.common.config import ArboristConfig
 from arborist.common.logging_setup import configure_logging
 from arborist.core.errors import ArboristError
-from arborist.orchestrator.api.http import create_http_app
 from arborist.orchestrator.app_directory import RayDirectory
 from arborist.orchestrator.app_membership import Membership, reachable_address
-from arborist.orchestrator.controller_server import ControllerServer
 from arborist.orchestrator.directory import FixedDirectory, WorkerAddresses, WorkerDirectory
 from arborist.orchestrator.worker_registry import RegistryEntry
 
@@ -58,6 +56,9 @@ class ControllerReplica:
         directory = RayDirectory(config.ray.namespace, config.ray.lease_s)
         self._membership = Membership(config.ray, directory)
         fixed = FixedDirectory(settings.target_addresses, settings.draft_addresses)
+        # Late: whoever deploys imports this module too, and has no use for what this brings.
+        from arborist.orchestrator.controller_server import ControllerServer
+
         self._server = ControllerServer(config, BothDirectories(fixed, directory))
         self._entering: asyncio.Task[None] | None = None
         async with self._membership.reporting("controller"):
@@ -66,6 +67,8 @@ class ControllerReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Returns the HTTP API; called by Serve after the constructor."""
+        from arborist.orchestrator.api.http import create_http_app
+
         return create_http_app(self._server.controller)
 
     async def __del__(self) -> None:

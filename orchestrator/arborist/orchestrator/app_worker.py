@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from arborist.common.config import ArboristConfig
 from arborist.common.logging_setup import configure_logging
-from arborist.common.worker_info import WorkerInfo
 from arborist.core.errors import UnavailableError
 from arborist.orchestrator.app_directory import RayDirectory
 from arborist.orchestrator.app_membership import Membership, reachable_address
 from arborist.orchestrator.worker_registry import RegistryEntry, Role
+
+if TYPE_CHECKING:
+    # Not at run time: it brings torch, and whoever deploys imports this module too.
+    from arborist.common.worker_info import WorkerInfo
 
 
 class RunningWorker(Protocol):

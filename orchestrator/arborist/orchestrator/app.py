@@ -71,6 +71,7 @@ def located(config: ArboristConfig) -> ArboristConfig:
             if config.ray.num_drafts
             else config.draft.model,
             "target_model": _absolute(config.draft.resolved_target_model()),
+            "name": config.draft.served_name(),
         }
     )
     trace_file = config.telemetry.trace_file

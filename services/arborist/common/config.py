@@ -66,6 +66,11 @@ class WorkerConfig(Section):
         default=None, description="Folder or hub name; unset = the embedded pair."
     )
     revision: str | None = Field(default=None, description="Revision of a hub model.")
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name it goes by; unset = last part of the model's folder or hub name.",
+    )
     device: Device = Field(default="cpu", description="cpu, or cuda:N.")
     dtype: DtypeName = Field(
         default="float32", description="Element type of weights and arithmetic."
@@ -103,15 +108,18 @@ class WorkerConfig(Section):
         """
         return _resolve_model(self.model, *_MODEL_FIELDS[type(self)])
 
+    def served_name(self) -> str:
+        """Returns the name it goes by; for a target the name clients ask for."""
+        if self.name is not None:
+            return self.name
+        if self.model is None:
+            return _DEFAULT_NAMES[type(self)]
+        return self.model.rstrip("/").rpartition("/")[2] or _DEFAULT_NAMES[type(self)]
+
 
 class TargetWorkerConfig(WorkerConfig):
     """The target worker: the model being served."""
 
-    name: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Served name; unset = last part of the model's name.",
-    )
     port: Port = Field(default=9102, description="gRPC port; 0 = any.")
     metrics_port: MetricsPort = Field(
         default=9466, description="Prometheus port; 0 = any, -1 = off."
@@ -122,14 +130,6 @@ class TargetWorkerConfig(WorkerConfig):
     feature_retention_tokens: int = Field(
         default=1024, ge=1, le=1 << 20, description="Newest positions kept by last_n, in tokens."
     )
-
-    def served_name(self) -> str:
-        """Returns the name clients ask for."""
-        if self.name is not None:
-            return self.name
-        if self.model is None:
-            return DEFAULT_MODEL_NAME
-        return self.model.rstrip("/").rpartition("/")[2] or DEFAULT_MODEL_NAME
 
 
 class DraftWorkerConfig(WorkerConfig):
@@ -371,6 +371,10 @@ class RayConfig(Section):
 _MODEL_FIELDS: dict[type[WorkerConfig], tuple[str, str]] = {
     TargetWorkerConfig: ("target.model", "target"),
     DraftWorkerConfig: ("draft.model", "head"),
+}
+_DEFAULT_NAMES: dict[type[WorkerConfig], str] = {
+    TargetWorkerConfig: DEFAULT_MODEL_NAME,
+    DraftWorkerConfig: f"{DEFAULT_MODEL_NAME}-head",
 }
 
 

@@ -34,6 +34,8 @@ class DraftRole:
             dtype=settings.dtype,
             kv_capacity_tokens=settings.kv_capacity_tokens,
             revision=settings.revision,
+            target_revision=settings.target_revision,
+            name=settings.served_name(),
         )
 
     def shell(self, engine: Any, **parts: Any) -> Any:

@@ -140,3 +140,4 @@ def test_models_are_folders_or_hub_names(tmp_path: Path) -> None:
     assert (folder.resolved_model(), folder.served_name()) == (str(tmp_path), tmp_path.name)
     assert (hub.resolved_model(), hub.served_name()) == ("org/tiny", "tiny")
     assert load_config().target.served_name() == "arborist-default"
+    assert load_config().draft.served_name() == "arborist-default-head"

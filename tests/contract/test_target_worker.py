@@ -359,7 +359,9 @@ async def test_one_round_command_and_two_chunks_are_in_flight_per_session() -> N
         commands = await prefilled(stream)
         served.engine.behaviour.gate.clear()
         committed = [*PROMPT, *continuation(PROMPT, 1)]
+        forwards = len(served.engine.behaviour.batches)
         await stream.send(commands.verify(committed))
+        await until(lambda: len(served.engine.behaviour.batches) > forwards)
         over = (await stream.ask(commands.verify(committed, round_index=1)))[0]
         other = Commands(stream, "other")
         await stream.send(

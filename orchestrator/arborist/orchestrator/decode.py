@@ -173,6 +173,9 @@ class Decoder:
             raise UnavailableError("no draft")
         session_id, top_k = self._session.session_id, policy.shape.top_k
         rows = len(pairs.tokens)
+        # The first Extend, and the first after a draft came back, carry what is left of a prompt.
+        bulky = rows > policy.shape.depth + 1
+        deadline_s = self._deadlines.prefill_s(rows) if bulky else self._deadlines.draft_s(rows)
         with timer.remote("draft.extend", rows) as call:
             level = call.done(
                 await draft.extend(
@@ -181,7 +184,7 @@ class Decoder:
                     pairs,
                     top_k,
                     traceparent=call.traceparent,
-                    deadline_s=self._deadlines.draft_s(rows),
+                    deadline_s=deadline_s,
                 )
             )
         self._pending = None
@@ -452,19 +455,22 @@ class Decoder:
         if self._draft is None:
             self._lose_draft(index)
             return False
-        end = self._session.committed_length - 1
         target = await self._live_target(timer)
-        with timer.remote("target.read_features", end) as call:
-            reply = await target.read_features(
-                self._session.session_id, 0, end, self._deadlines.prefill_s(end)
+        chunk, end = self._limits.prefill_chunk_tokens, self._session.committed_length - 1
+        parts: list[Pairs] = []
+        for begin in range(0, end, chunk):
+            upto = min(begin + chunk, end)
+            with timer.remote("target.read_features", upto - begin) as call:
+                reply = await target.read_features(
+                    self._session.session_id, begin, upto, self._deadlines.prefill_s(upto - begin)
+                )
+                features = call.done(reply)
+            parts = Pairs(begin, self._session.committed(begin + 1, upto + 1), features).parts(
+                self._limits.bulk_part_bytes
             )
-            features = call.done(reply)
-        parts = Pairs(0, self._session.committed(1, end + 1), features).parts(
-            self._limits.bulk_part_bytes
-        )
-        await self._append(parts[:-1], timer)
-        if self._draft is None:
-            return False
+            await self._append(parts[:-1] if upto == end else parts, timer)
+            if self._draft is None:
+                return False
         self._pending = parts[-1]
         return True
 

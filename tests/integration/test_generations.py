@@ -443,3 +443,23 @@ async def test_workers_that_join_later_are_found(target_engine, draft_engine, re
         await until(lambda: not running.controller.workers.drafts)
         for one in served:
             await one.stop()
+
+
+async def test_sessions_of_a_vanished_controller_are_released(target_engine, draft_engine):
+    """Streams that end without a word free their sessions after the grace time."""
+    async with deployment(targets=[target_engine], drafts=[draft_engine]) as running:
+        generation = running.controller.generate(request(max_tokens=400))
+        await anext(generation)
+        await anext(generation)
+        workers = running.controller.workers
+        links = (*workers.targets, *workers.drafts)
+        running.directory.targets.clear()
+        running.directory.drafts.clear()
+        workers._listed.clear()
+        for link in links:
+            # As a crash would: the connections end and nothing is released.
+            link.connection._task.cancel()
+            await link.connection._detach()
+        assert any(one.worker.info.num_sessions for one in running.targets)
+        await running.wait_idle()
+        await generation.aclose()

@@ -25,6 +25,7 @@ from arborist.orchestrator.worker_registry import RegistryEntry, RegistrySnapsho
 _POLL_S = 0.2
 _STATUS_PERIOD_S = 3.0
 _MAX_REASON_LENGTH = 200
+_CONNECT_S = 5.0
 _ENDED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 
 _log = logging.getLogger(__name__)
@@ -138,6 +139,8 @@ class RayCluster:
             "log_to_driver": self._show_logs,
             "logging_level": logging.ERROR,
         }
+        if address is not None:
+            _check_answers(address)
         try:
             if address is None:
                 ray.init(
@@ -151,12 +154,8 @@ class RayCluster:
                 ray.init(address, **common)
         except Exception as error:  # noqa: BLE001 - Ray raises plain Exception here
             reason = " ".join(str(error).split())[:_MAX_REASON_LENGTH] or type(error).__name__
-            if address is None:
-                raise UnavailableError(f"Ray did not start here: {reason}") from None
-            raise UnavailableError(
-                f"no Ray cluster answers at {address}: check RAY_ADDRESS or ray.address, or unset "
-                f"both to start one here ({reason})"
-            ) from None
+            where = "here" if address is None else f"at {address}"
+            raise UnavailableError(f"Ray cannot be used {where}: {reason}") from None
 
     def _start_serve(self) -> None:
         logging.getLogger("ray").setLevel(logging.ERROR)
@@ -236,6 +235,20 @@ def _serve_runs() -> bool:
         return bool(serve.status().proxies)
     except RayError:
         return False
+
+
+def _check_answers(address: str) -> None:
+    """Refuses an address where nobody listens at once; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in address or not port.isdecimal():
+        return  # "auto", or a scheme of Ray's own.
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise UnavailableError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}): check RAY_ADDRESS "
+            "or ray.address, or unset both to start one here"
+        ) from None
 
 
 def _bindable(field: str, host: str, port: int) -> int:

@@ -30,7 +30,8 @@ def cluster_address(configured: str | None) -> str | None:
     Returns:
         The address; None = start a local cluster of our own.
     """
-    return configured or os.environ.get("RAY_ADDRESS") or None
+    address = configured or os.environ.get("RAY_ADDRESS") or None
+    return None if address == "local" else address
 
 
 def forwarded_environment() -> dict[str, str]:

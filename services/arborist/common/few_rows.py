@@ -88,10 +88,14 @@ class FewRowsLinear(nn.Module):
         self.bias = linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
         bias = None if linear.bias is None else linear.bias.detach()
-        self._matrix = FewRowsMatrix(linear.weight.detach(), bias, packs=packs)
+        # Plain attributes: found without a search through the module's parameters.
+        self._stored, self._stored_bias = linear.weight.detach(), bias
+        self._matrix = FewRowsMatrix(self._stored, bias, packs=packs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x · Wᵀ + b for the last dimension of x, (..., in) to (..., out)."""
+        if x.numel() == self.in_features:  # One row: plain decoding.
+            return F.linear(x, self._stored, self._stored_bias)
         if x.dim() == 2:
             return self._matrix(x)
         out = self._matrix(x.reshape(-1, self.in_features))  # [R, out]

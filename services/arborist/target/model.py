@@ -24,6 +24,7 @@ from arborist.target.attention import (
     register_attention,
 )
 from arborist.target.kv import FeatureLayout, KvLayout
+from arborist.target.lean_norm import use_lean_norms
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -72,6 +73,7 @@ class TargetModel:
         expected = self._own_states(tokens)
         if model.device.type == "cpu":
             use_few_rows(model)
+            use_lean_norms(model)
         model.set_attn_implementation(ATTENTION)
         self.kv_layout = self._probe(tokens, expected)
 

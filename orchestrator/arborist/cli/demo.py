@@ -65,7 +65,7 @@ def demo(
         },
     )
     configure_logging(settings.telemetry, "demo")
-    apply_ray_environment()
+    apply_ray_environment(settings.ray.address)
     identical, summary = _run(settings, max_tokens)
     typer.echo(summary)
     if not identical:

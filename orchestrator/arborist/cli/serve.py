@@ -82,7 +82,7 @@ def serve(
     }
     settings = load_config(config or shipped_path(LOCAL_CONFIG), flags)
     configure_logging(settings.telemetry, "serve")
-    apply_ray_environment()
+    apply_ray_environment(settings.ray.address)
     # After the environment is set: this imports Ray.
     from arborist.orchestrator.app_cluster import RayCluster
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -13,12 +14,22 @@ _DEFAULTS = {
     # Reports of idle memory monitors and metrics agents are of no use to a local cluster.
     "RAY_enable_metrics_collection": "0",
 }
+# Where Ray itself keeps the token of the clusters it starts here.
+_TOKEN_FILE = Path("~/.ray/auth_token")
 
 
-def apply_ray_environment() -> None:
-    """Sets what is not set yet; call it before Ray is imported."""
+def apply_ray_environment(configured_address: str | None) -> None:
+    """Sets what is not set yet; call it before Ray is imported.
+
+    Args:
+        configured_address: ``ray.address`` of the configuration.
+    """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    # A cluster started by hand asks for a token wherever Ray made one; a driver that joins offers
+    # it only when told to.
+    if cluster_address(configured_address) is not None and _TOKEN_FILE.expanduser().is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def cluster_address(configured: str | None) -> str | None:

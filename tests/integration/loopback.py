@@ -119,6 +119,7 @@ class Deployment:
     targets: list[ServedWorker]
     drafts: list[ServedWorker]
     directory: TestDirectory
+    registry: CollectorRegistry
 
     async def wait_idle(self) -> None:
         """Waits until no worker keeps anything of any session; fails if one does."""
@@ -152,10 +153,11 @@ async def deployment(
         directory = TestDirectory(
             [one.address for one in target_workers], [one.address for one in draft_workers]
         )
+        registry = CollectorRegistry()
         controller = Controller(
             config or parse_config({}),
             directory,
-            metrics=ServingMetrics(CollectorRegistry()),
+            metrics=ServingMetrics(registry),
             recorder=recorder or SpanRecorder(),
             connection=SETTINGS,
             target_wait_s=5.0,
@@ -164,7 +166,7 @@ async def deployment(
         stack.push_async_callback(controller.stop, 0.0)
         if check_fit:
             await controller.wait_ready(20.0, want_draft=bool(draft_workers))
-        yield Deployment(controller, target_workers, draft_workers, directory)
+        yield Deployment(controller, target_workers, draft_workers, directory, registry)
 
 
 @dataclass

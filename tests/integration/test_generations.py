@@ -463,3 +463,47 @@ async def test_sessions_of_a_vanished_controller_are_released(target_engine, dra
         assert any(one.worker.info.num_sessions for one in running.targets)
         await running.wait_idle()
         await generation.aclose()
+
+
+async def test_known_workers_stay_when_the_directory_is_gone(
+    target_engine, draft_engine, reference, monkeypatch
+):
+    """Without its directory the controller goes on with the workers it knows."""
+    asked = 0
+
+    async def gone():
+        nonlocal asked
+        asked += 1
+        raise UnavailableError("planned")
+
+    async with deployment(targets=[target_engine], drafts=[draft_engine]) as running:
+        running.controller.workers._period_s = 0.02
+        monkeypatch.setattr(running.directory, "snapshot", gone)
+        await until(lambda: asked > 2)
+        done = await complete(running, request())
+    assert done.tokens == reference(PROMPTS[0], MAX_TOKENS)
+    assert done.summary.speculation.draft_tokens > 0
+
+
+async def test_metrics_count_what_was_delivered(target_engine, draft_engine):
+    """The Prometheus series agree with the summary."""
+    async with deployment(targets=[target_engine], drafts=[draft_engine]) as running:
+        done = await complete(running, request())
+        with pytest.raises(UnknownModelError):
+            running.controller.generate(request(model="other"))
+        page = running.registry
+
+        def value(name: str, **labels: str) -> float | None:
+            return page.get_sample_value(f"arborist_{name}", labels)
+
+        speculation = done.summary.speculation
+        assert value("spec_decode_num_drafts_total") == speculation.rounds
+        assert value("spec_decode_num_draft_tokens_total") == speculation.draft_tokens
+        assert value("spec_decode_num_accepted_tokens_total") == speculation.accepted_tokens
+        reached = sum(speculation.acceptance_histogram[1:])
+        assert value("spec_decode_num_accepted_tokens_per_pos_total", position="0") == reached
+        assert value("generation_tokens_total") == MAX_TOKENS
+        assert value("prompt_tokens_total") == len(PROMPTS[0])
+        assert value("request_success_total", finished_reason="length") == 1
+        assert value("request_failure_total", reason="UNKNOWN_MODEL") == 1
+        assert value("num_requests_running") == value("num_requests_waiting") == 0

@@ -151,7 +151,7 @@ class Controller:
     @property
     def ready(self) -> bool:
         """Returns whether a request would find a target now."""
-        return not self._stopping and bool(self.workers.targets)
+        return not self._stopping and bool(self.workers.present_targets)
 
     def load(self) -> tuple[int, int]:
         """Returns requests decoded and waiting now."""
@@ -160,7 +160,7 @@ class Controller:
     def models(self) -> list[ServedModel]:
         """Returns the models served; empty while no target is there."""
         served: dict[str, ServedModel] = {}
-        for target in self.workers.targets:
+        for target in self.workers.present_targets:
             info = target.info
             if info.name not in served:
                 created_s = self._created_s.setdefault(
@@ -272,7 +272,7 @@ class Controller:
         self._admission.observe(seconds)
 
     def _choose(self, name: str) -> ModelInfo:
-        served = {target.info.name: target.info for target in reversed(self.workers.targets)}
+        served = {target.info.name: target.info for target in self.workers.present_targets}
         if not served:
             raise UnavailableError("no target worker is there yet", retry_after_ms=1000)
         if name in served:

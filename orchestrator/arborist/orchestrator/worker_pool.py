@@ -75,6 +75,17 @@ class GrpcWorkerPool:
         return _least_loaded(self._targets.values(), self._listed)
 
     @property
+    def present_targets(self) -> list[GrpcTargetLink]:
+        """Returns connected targets, also one that has not answered for a moment."""
+        return [
+            link
+            for link in self._targets.values()
+            if link.connection.attached
+            and not link.connection.refusing
+            and link.connection.address in self._listed
+        ]
+
+    @property
     def drafts(self) -> list[GrpcDraftLink]:
         """Returns drafts that take sessions now, least loaded first, fitting or not."""
         return _least_loaded(self._drafts.values(), self._listed)

@@ -59,7 +59,9 @@ def test_a_cluster_that_is_not_there_is_one_line() -> None:
     controller = config.controller.model_copy(update={"http_port": 0, "grpc_port": 0})
     cluster = RayCluster(config.model_copy(update={"controller": controller}), show_logs=False)
 
-    with pytest.raises(UnavailableError, match=r"no Ray cluster answers at 127.0.0.1:1 .*: check RAY"):
+    with pytest.raises(
+        UnavailableError, match=r"no Ray cluster answers at 127.0.0.1:1 .*: check RAY"
+    ):
         cluster.start()
     cluster.stop()
 

@@ -413,10 +413,9 @@ class Decoder:
         """Returns the target, rebuilding the session from the committed log if it was lost."""
         while self._target is None:
             try:
-                target = await self._open_target()
+                self._target = await self._open_target()
                 known = self._session.committed(0, self._session.committed_length - 1)
-                await self._prefill_target(target, known, timer, fresh=False)
-                self._target = target
+                await self._prefill_target(self._target, known, timer, fresh=False)
             except _TARGET_LOST as error:
                 self._lose_target(error)
         return self._target

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import platform
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import uvloop
 
 from arborist.core.errors import InvalidArgumentError
 from arborist.core.shape import TreeShape
@@ -96,7 +96,7 @@ def bench(
         trace_file=trace_file,
     )
     questions = read_questions(prompts, num_prompts)
-    report = asyncio.run(_run(settings, questions))
+    report = uvloop.run(_run(settings, questions))
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     _print(report)

@@ -61,7 +61,7 @@ def weighted_loss(hidden: torch.Tensor, lm_head: torch.nn.Module, batch: Batch) 
     labels = batch.token_ids[:, 1:].reshape(-1)[kept]
     rows = hidden[:, :-1].reshape(-1, hidden.shape[-1])[kept]  # [N, H]
     losses = torch.nn.functional.cross_entropy(lm_head(rows).float(), labels, reduction="none")
-    unlikely = -torch.log1p(-torch.exp(-losses).clamp(max=0.999))
+    unlikely = -torch.log1p(-torch.exp(-losses).clamp(max=1 - 1e-5))
     return (torch.where(weights[kept] < 0, unlikely, losses) * weights[kept].abs()).sum()
 
 

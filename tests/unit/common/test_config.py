@@ -78,7 +78,7 @@ def test_the_draft_belongs_to_the_target_of_the_same_file(file) -> None:
         ("target: {dtype: fp32}", r"target.dtype = fp32: must be 'float32', 'bfloat16'"),
         ("draft: {kv_capacity_tokens: many}", r"draft.kv_capacity_tokens = many: must be a valid"),
         ("speculation: {depth: 17}", r"speculation.depth = 17: must be less than or equal to 16"),
-        ("speculation: {max_top_k: 4}", r"top_k = 10: must be at most max_top_k = 4"),
+        ("speculation: {max_top_k: 4}", r"top_k = 8: must be at most max_top_k = 4"),
         ("controller: {target_addresses: [a]}", r"controller.target_addresses: a: must be host:po"),
         ("controller: {draft_addresses: 'a:0'}", r"a:0: must be host:port"),
         ("- 1", r"must hold sections"),

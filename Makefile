@@ -28,7 +28,8 @@ help:  ## Print the targets.
 
 node_modules/.package-lock.json: package.json package-lock.json
 	@command -v npm >/dev/null || { echo "make check needs npm (Node.js >= 18), which gives buf: install Node.js and npm" >&2; exit 1; }
-	@npm ci --silent --no-audit --no-fund --ignore-scripts
+	@# Not `npm ci`: it refuses a lock without the platforms that a partial registry does not carry.
+	@npm install --no-save --silent --no-audit --no-fund --ignore-scripts
 	@touch $@
 
 # --- use ------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ class _Failing:
     ("raised", "code", "reason"),
     [
         (UnknownModelError("no model m"), ErrorCode.INVALID_ARGUMENT, "UNKNOWN_MODEL"),
-        (ValueError("secret prompt at 0x7f, /root/x"), ErrorCode.INTERNAL, "INTERNAL"),
+        (ValueError("secret prompt at 0x7f, /srv/x"), ErrorCode.INTERNAL, "INTERNAL"),
     ],
 )
 async def test_what_a_handler_raises_becomes_a_status(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from arborist.cli.dtype_names import DTYPE_NAMES
 from arborist.client.call import DEFAULT_ADDRESS
 from arborist.client.client import Client
 from arborist.client.completion import Completion, RoundEvent
@@ -20,7 +21,6 @@ from arborist.common.threads_config import apply_thread_environment
 if TYPE_CHECKING:
     from arborist.cli.local import LocalModel
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 KNOBS = (
     "Names elsewhere: SGLang's --speculative-num-draft-tokens is our --num-draft-tokens + 1, its "
     "--speculative-num-steps our --depth, its --speculative-eagle-topk our --top-k; the official "
@@ -229,9 +229,9 @@ def _load(
     config: Path | None,
     drafting: Speculation,
 ) -> LocalModel:
-    if dtype is not None and dtype not in DTYPES:
-        raise typer.BadParameter(f"--dtype: must be one of {', '.join(DTYPES)}")
-    name = DTYPES[dtype] if dtype is not None else None
+    if dtype is not None and dtype not in DTYPE_NAMES:
+        raise typer.BadParameter(f"--dtype: must be one of {', '.join(DTYPE_NAMES)}")
+    name = DTYPE_NAMES[dtype] if dtype is not None else None
     if target is not None and draft is None and config is None and drafting.enabled is not False:
         raise typer.BadParameter("--target needs its --draft, or --speculation off")
     flags = {"target.model": target, "draft.model": draft}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arborist.common.few_rows import FewRowsMatrix
+from arborist.common.float_dtypes import FLOAT_DTYPES
 from arborist.common.model_files import ModelFiles
 from arborist.core.engine import (
     DraftOpen,
@@ -45,12 +46,6 @@ from arborist.draft.kv import KvPool, KvRegion
 
 SCRATCH_TOKENS = (MAX_DEPTH - 1) * MAX_TOP_K
 """KV positions every session keeps for the nodes of one tree: all levels that may be expanded."""
-
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 @dataclass(slots=True)
@@ -311,8 +306,8 @@ class EagleDraftEngine:
         shape = (len(work.tokens), self.feature_width)
         if tuple(features.shape) != shape:
             raise InvalidArgumentError("features", tuple(features.shape), f"of shape {shape}")
-        if features.dtype not in DTYPES.values():
-            raise InvalidArgumentError("features", features.dtype, f"one of {list(DTYPES)}")
+        if features.dtype not in FLOAT_DTYPES.values():
+            raise InvalidArgumentError("features", features.dtype, f"one of {list(FLOAT_DTYPES)}")
         # Looked at before the copy to the device, so that nothing waits for one, and after the
         # conversion, because what is finite in fp32 may overflow fp16.
         converted = features.to(self._dtype)
@@ -463,9 +458,9 @@ def load_draft(
         MismatchError: The head is broken, of another format, or belongs to another target; names
             the tensor.
     """
-    torch_dtype = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if torch_dtype is None or torch_dtype not in DTYPES.values():
-        raise InvalidArgumentError("dtype", dtype, f"one of {list(DTYPES)}")
+    torch_dtype = FLOAT_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if torch_dtype is None or torch_dtype not in FLOAT_DTYPES.values():
+        raise InvalidArgumentError("dtype", dtype, f"one of {list(FLOAT_DTYPES)}")
     files = ModelFiles(head_path, revision)
     head, embedding = read_head(files, torch_dtype)
     target = load_target_vocabulary(target_path, revision=target_revision)

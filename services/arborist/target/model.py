@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from arborist.common.few_rows import use_few_rows
+from arborist.common.float_dtypes import FLOAT_DTYPES
 from arborist.common.model_files import ModelFiles, tensor_digest
 from arborist.core.engine import ModelInfo
 from arborist.core.errors import InvalidArgumentError, MismatchError
@@ -25,12 +26,6 @@ from arborist.target.attention import (
 )
 from arborist.target.kv import FeatureLayout, KvLayout
 from arborist.target.lean_norm import use_lean_norms
-
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 # Rotary embeddings that depend on the longest sequence of a batch: packing would let sessions
 # change each other's positions.
@@ -83,9 +78,11 @@ class TargetModel:
         Raises:
             InvalidArgumentError: Unknown layers or dtype.
         """
-        dtype = self.dtype if spec.dtype is None else DTYPES.get(spec.dtype)
+        dtype = self.dtype if spec.dtype is None else FLOAT_DTYPES.get(spec.dtype)
         if dtype is None:
-            raise InvalidArgumentError("feature_spec.dtype", spec.dtype, f"one of {list(DTYPES)}")
+            raise InvalidArgumentError(
+                "feature_spec.dtype", spec.dtype, f"one of {list(FLOAT_DTYPES)}"
+            )
         if spec.layer_ids is None:
             return FeatureLayout(self.info.hidden_size, dtype)
         for layer in spec.layer_ids:
@@ -225,8 +222,8 @@ def load_model(
         InvalidArgumentError: No such model, device or dtype.
         MismatchError: The model cannot be served.
     """
-    if dtype not in DTYPES:
-        raise InvalidArgumentError("dtype", dtype, f"one of {', '.join(DTYPES)}")
+    if dtype not in FLOAT_DTYPES:
+        raise InvalidArgumentError("dtype", dtype, f"one of {', '.join(FLOAT_DTYPES)}")
     place = _device(device)
     files = ModelFiles(source, revision)
     digest = files.digest()
@@ -235,7 +232,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             source,
             revision=revision or "main",
-            dtype=DTYPES[dtype],
+            dtype=FLOAT_DTYPES[dtype],
             attn_implementation="eager",
             use_safetensors=True,
             trust_remote_code=False,

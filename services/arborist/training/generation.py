@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -153,11 +152,3 @@ def _decode(
             batch.keep(live)
             rows = [rows[i] for i in live]
     return outputs
-
-
-def loops(token_ids: Sequence[int], length: int = 8, times: int = 3) -> bool:
-    """Whether some run of ``length`` tokens occurs ``times`` times or more."""
-    runs = Counter(
-        tuple(token_ids[start : start + length]) for start in range(len(token_ids) - length + 1)
-    )
-    return bool(runs) and max(runs.values()) >= times

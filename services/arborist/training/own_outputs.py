@@ -12,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
-from arborist.training.generation import greedy_outputs, loops
+from arborist.core.loops import loops
+from arborist.training.generation import greedy_outputs
 from arborist.training.records import Encoder, Record, chat_prompt
 
 

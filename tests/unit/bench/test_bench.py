@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from arborist.cli.bench.output import Output, first_difference, loops
+from arborist.cli.bench.output import Output, first_difference
 from arborist.cli.bench.questions import Question, read_questions
 from arborist.cli.bench.report import mode_figures, ratios, repetition_speeds
 from arborist.core.errors import InvalidArgumentError
+from arborist.core.loops import loops
 from arborist.core.tree import VerifyTree
 from arborist.orchestrator.round import Phase, Round
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from tests.unit.training.models import LetterEncoder, tiny_target
 
-from arborist.training.generation import greedy_outputs, loops
+from arborist.core.loops import loops
+from arborist.training.generation import greedy_outputs
 from arborist.training.own_outputs import (
     OwnOutput,
     end_of_first_lap,

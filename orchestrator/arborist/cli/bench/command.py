@@ -13,18 +13,13 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from arborist.cli.dtype_names import DTYPE_NAMES
 from arborist.core.errors import InvalidArgumentError
 from arborist.core.shape import TreeShape
 
 SCHEMA = "arborist.bench/1"
-DTYPES = {
-    "fp32": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "float32": "float32",
-    "bfloat16": "bfloat16",
-    "float16": "float16",
-}
+# The configuration's own names are understood too.
+DTYPES = DTYPE_NAMES | {name: name for name in DTYPE_NAMES.values()}
 
 
 def bench(

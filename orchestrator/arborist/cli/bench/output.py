@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from arborist.core.loops import loops
 from arborist.orchestrator.round import Round
-
-_LOOP_NGRAM = 8
-_LOOP_TIMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +32,6 @@ class Output:
     def looping(self) -> bool:
         """Returns whether the output loops: the same 8-gram three times (DESIGN §9)."""
         return loops(self.token_ids)
-
-
-def loops(token_ids: Sequence[int]) -> bool:
-    """Returns whether some 8-gram occurs three times, overlaps counted."""
-    grams = Counter(
-        tuple(token_ids[at : at + _LOOP_NGRAM]) for at in range(len(token_ids) - _LOOP_NGRAM + 1)
-    )
-    return bool(grams) and max(grams.values()) >= _LOOP_TIMES
 
 
 def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:

@@ -37,6 +37,12 @@ def train_target(
     keep_layers: Annotated[
         str | None, typer.Option(help="Layers of --init to keep: 0,1,2.")
     ] = None,
+    split_layers: Annotated[
+        int, typer.Option(help="Cut every layer of --init into this many thin ones.")
+    ] = 1,
+    split_intermediate: Annotated[
+        int | None, typer.Option(help="Neurons of a thin layer (default: none left out).")
+    ] = None,
     freeze_layers: Annotated[int, typer.Option(help="Lowest layers that stay as they are.")] = 0,
     tokenizer: Annotated[
         Path | None, typer.Option(help="Tokenizer folder (default: --init).")
@@ -70,6 +76,8 @@ def train_target(
         num_steps=steps,
         init=init,
         keep_layers=None if keep_layers is None else _indices(keep_layers, "--keep-layers"),
+        split_layers=split_layers,
+        split_intermediate=split_intermediate,
         freeze_layers=freeze_layers,
         tokenizer=tokenizer,
         num_layers=layers,

@@ -9,12 +9,14 @@ import asyncio
 import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Protocol, TypeAlias
 
 import uvloop
 
 from arborist.common.config import ArboristConfig, WorkerConfig
+from arborist.common.ended_thread import in_ended_thread
 from arborist.common.loading_gate import LoadingGate
 from arborist.common.logging_setup import configure_logging
 from arborist.common.metrics_server import MetricsServer, new_registry
@@ -153,7 +155,8 @@ async def start_worker(role: WorkerRole, config: ArboristConfig) -> RunningWorke
         stack.push_async_callback(server.stop, 0.2)
 
         # While weights load, health says NOT_SERVING and the service UNAVAILABLE.
-        engine = await asyncio.to_thread(_load, role, config, settings.num_threads)
+        load = partial(_load, role, config, settings.num_threads)
+        engine = await in_ended_thread(load, "load")
         metrics.set_kv_capacity_tokens(engine.kv_capacity_tokens)
         worker = role.shell(
             engine,

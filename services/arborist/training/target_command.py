@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from arborist.training.depth_split import split_depth
 from arborist.training.mixture import Mixture
 from arborist.training.records import Record, data_files, read_records
 from arborist.training.replicas import Replicas
@@ -31,6 +32,8 @@ class TargetJob:
     num_steps: int
     init: Path | None = None
     keep_layers: list[int] | None = None
+    split_layers: int = 1
+    split_intermediate: int | None = None
     freeze_layers: int = 0
     tokenizer: Path | None = None
     num_layers: int = 10
@@ -64,15 +67,15 @@ def run_target_job(job: TargetJob) -> None:
     if source is None:
         raise ValueError("tokenizer: give --tokenizer or --init")
     tokenizer = AutoTokenizer.from_pretrained(source)
-    model = _model(job, tokenizer).to(job.device)
+    records = _read(job.data / "train", job.mix)
+    mixture = Mixture(records, job.mix, tokenizer, job.seed, job.prompt_weight)
+    model = _model(job, tokenizer, mixture).to(job.device)
     freeze_bottom(model, job.freeze_layers)
     replicas = Replicas(model, job.num_workers)
     trainer = TargetTrainer(
         model,
         make_optimizer(model, job.muon_lr, job.adam_lr, replicas=replicas),
-        Mixture(
-            _read(job.data / "train", job.mix), job.mix, tokenizer, job.seed, job.prompt_weight
-        ),
+        mixture,
         _read(job.data / "val", None),
         tokenizer,
         _run(job),
@@ -99,9 +102,16 @@ def _run(job: TargetJob) -> TargetRun:
     )
 
 
-def _model(job: TargetJob, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def _model(
+    job: TargetJob, tokenizer: PreTrainedTokenizerFast, mixture: Mixture
+) -> LlamaForCausalLM:
     if job.init is not None:
-        return warm_target(job.init, job.keep_layers)
+        model = warm_target(job.init, job.keep_layers)
+        if job.split_layers == 1 and job.split_intermediate is None:
+            return model
+        neurons = job.split_intermediate or model.config.intermediate_size // job.split_layers
+        calibration = mixture.batch(0, 8, 512).token_ids  # [8, 512]
+        return split_depth(model, job.split_layers, neurons, calibration)
     heads = max(1, job.hidden_size // 64)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,19 +1,20 @@
 """A deeper start of the same size: every layer of a model cut into several thin ones.
 
-A layer adds the outputs of its heads and of its neurons to the residual stream, one by one. Cut into
-layers of a few heads and neurons each, the same sum is made in more, thinner steps; the model says
-almost the same and the rest is training. Deep and thin is what small models do best with
+A layer adds the outputs of its heads and of its neurons to the residual stream, one by one. Cut
+into layers of a few heads and neurons each, the same sum is made in more, thinner steps; the model
+says almost the same and the rest is training. Deep and thin is what small models do best with
 (MobileLLM, arXiv 2402.14905, §2.2), and decoding such a model is bound by its layers, not its rows.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 
 def split_depth(
@@ -67,7 +68,12 @@ def split_depth(
 
 @torch.no_grad()
 def _fill(
-    thin: nn.Module, layer: nn.Module, config: LlamaConfig, part: int, parts: int, neurons: Tensor
+    thin: LlamaDecoderLayer,
+    layer: LlamaDecoderLayer,
+    config: LlamaConfig,
+    part: int,
+    parts: int,
+    neurons: Tensor,
 ) -> None:
     thin.input_layernorm.load_state_dict(layer.input_layernorm.state_dict())
     thin.post_attention_layernorm.load_state_dict(layer.post_attention_layernorm.state_dict())
@@ -87,7 +93,7 @@ def _fill(
     thin.mlp.down_proj.weight.copy_(layer.mlp.down_proj.weight[:, neurons])
 
 
-def _rows(heads: Iterator[int] | range, width: int) -> Tensor:
+def _rows(heads: Iterable[int], width: int) -> Tensor:
     return torch.cat([torch.arange(head * width, (head + 1) * width) for head in heads])
 
 
@@ -99,9 +105,7 @@ def _neuron_strengths(model: LlamaForCausalLM, calibration: Tensor) -> list[Tens
     for layer in model.model.layers:
         columns = layer.mlp.down_proj.weight.norm(dim=0)  # [neurons]
 
-        def keep(
-            module: nn.Module, inputs: tuple[Tensor, ...], columns: Tensor = columns
-        ) -> None:
+        def keep(module: nn.Module, inputs: tuple[Tensor, ...], columns: Tensor = columns) -> None:
             activation = inputs[0].flatten(0, -2)  # [rows, neurons]
             strengths.append(activation.square().mean(dim=0).sqrt() * columns)
 

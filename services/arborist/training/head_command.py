@@ -154,14 +154,22 @@ def run_head_job(job: HeadJob) -> None:
 
 
 def head_config_of(target: LlamaForCausalLM) -> HeadConfig:
-    """A one-layer head of the target's own shape."""
+    """A one-layer head as wide as the target's states, whatever the width of its layers.
+
+    Of a target with the usual proportions it is one more layer; of one with thin layers (too few
+    heads to fill its states) it gets the proportions of a usual layer, since it has no second one.
+    """
     config = target.config
+    head_dim = target.model.layers[0].self_attn.head_dim
+    num_heads = max(config.num_attention_heads, config.hidden_size // head_dim)
+    is_thin = num_heads > config.num_attention_heads
+    usual_width = -(-config.hidden_size * 8 // 3 // 128) * 128
     return HeadConfig(
         hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.hidden_size // config.num_attention_heads,
+        intermediate_size=usual_width if is_thin else config.intermediate_size,
+        num_attention_heads=num_heads,
+        num_key_value_heads=max(1, num_heads // 3) if is_thin else config.num_key_value_heads,
+        head_dim=head_dim,
         vocab_size=config.vocab_size,
         rms_norm_eps=config.rms_norm_eps,
         max_position_embeddings=config.max_position_embeddings,

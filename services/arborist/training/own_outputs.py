@@ -157,9 +157,9 @@ def write_corrections(
 ) -> dict[str, int]:
     """Write own outputs as chat records that end where they should: data against looping.
 
-    An output that ended by itself stays; one that loops is cut before its second lap, and comes a
-    second time with that lap to be made unlikely; one that ran into the limit without looping says
-    nothing about endings and is left out.
+    An output that ended by itself stays; one that loops is cut before its second lap, if enough is
+    left of it, and comes a second time with that lap to be made unlikely; one that ran into the
+    limit without looping says nothing about endings and is left out.
 
     Args:
         path: `.jsonl.gz` file with token ids; `train-target` reads it like any other data file.
@@ -171,6 +171,7 @@ def write_corrections(
         counts: ``ended``, ``cut``, ``left_out``.
     """
     breaks = break_tokens(encoder)
+    newlines = encoder.encode("\n", add_special_tokens=False)
     counts = {"ended": 0, "cut": 0, "left_out": 0}
     with gzip.open(path, "wt", encoding="utf-8") as lines:
         for output in outputs:
@@ -184,15 +185,16 @@ def write_corrections(
                 counts["cut"] += 1
             else:
                 counts["left_out"] += 1
-                continue
-            while kept and body[kept - 1] in encoder.encode("\n", add_special_tokens=False):
+                kept = 0
+            while kept and body[kept - 1] in newlines:
                 kept -= 1
             row: dict[str, object] = {
                 "prompt_ids": output.prompt_ids,
                 "output_ids": body[:kept],
                 "source": f"own output/{output.source}",
             }
-            lines.write(json.dumps(row) + "\n")
+            if kept:
+                lines.write(json.dumps(row) + "\n")
             if loops(body):
                 lap = second_lap(body)
                 # The third lap teaches nothing that the second does not.

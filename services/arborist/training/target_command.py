@@ -112,6 +112,8 @@ def _model(
         neurons = job.split_intermediate or model.config.intermediate_size // job.split_layers
         calibration = mixture.batch(0, 8, 512).token_ids  # [8, 512]
         return split_depth(model, job.split_layers, neurons, calibration)
+    if (job.keep_layers, job.split_layers, job.split_intermediate) != (None, 1, None):
+        raise ValueError("keep-layers, split-layers and split-intermediate shape --init: give it")
     heads = max(1, job.hidden_size // 64)
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, cast
 
 import typer
 
-from arborist.cli import demo, generate, serve, train, workers
-from arborist.cli.bench import command as bench
 from arborist.cli.failure import report_failure
+from arborist.common.threads_config import apply_grpc_environment
 
 
 class CommandModule(Protocol):
@@ -23,7 +23,19 @@ class CommandModule(Protocol):
         ...
 
 
-COMMANDS: tuple[CommandModule, ...] = (serve, generate, demo, bench, workers, train)
+COMMANDS = (
+    "serve",
+    "generate",
+    "demo",
+    "bench.command",
+    "trace.command",
+    "doctor.command",
+    "workers",
+    "import_head",
+    "rank_vocab",
+    "train",
+)
+"""Modules of `arborist.cli`, in the order of the help."""
 
 
 def build_cli() -> typer.Typer:
@@ -36,7 +48,9 @@ def build_cli() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_options)
-    for module in COMMANDS:
+    for name in COMMANDS:
+        # Late: some of them import gRPC, whose environment is set before.
+        module = cast("CommandModule", import_module(f"arborist.cli.{name}"))
         module.register(app)
     return app
 
@@ -50,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: Always. 0 = done, 1 = failed, 2 = wrong usage or configuration, 130 = Ctrl-C.
     """
+    apply_grpc_environment()
     given = sys.argv[1:] if arguments is None else list(arguments)
     command = typer.main.get_command(build_cli())
     try:

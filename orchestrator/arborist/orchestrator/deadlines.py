@@ -18,7 +18,8 @@ class DeadlinePolicy:
         draft_floor_s: Least time a draft command gets.
         target_floor_s: Least time a Verify gets.
         prefill_s_per_token: Time per prompt token, on top of the target's floor.
-        open_s: Time to open a session.
+        open_s: Time to open a session at a target.
+        draft_open_s: Time to open a session at a draft; nothing is lost by going on without one.
         draft_factor: Times the running median of the row bucket.
         target_factor: Times the running median of the row bucket.
     """
@@ -27,6 +28,7 @@ class DeadlinePolicy:
     target_floor_s: float = 1.0
     prefill_s_per_token: float = 0.05
     open_s: float = 5.0
+    draft_open_s: float = 1.0
     draft_factor: float = 4.0
     target_factor: float = 8.0
 
@@ -42,8 +44,13 @@ class Deadlines:
 
     @property
     def open_s(self) -> float:
-        """Returns the deadline of Open, in seconds."""
+        """Returns the deadline of Open at a target, in seconds."""
         return self._policy.open_s
+
+    @property
+    def draft_open_s(self) -> float:
+        """Returns the deadline of Open at a draft, in seconds."""
+        return self._policy.draft_open_s
 
     def draft_s(self, rows: int) -> float:
         """Returns the deadline of Extend or Expand, in seconds."""

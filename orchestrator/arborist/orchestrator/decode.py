@@ -22,6 +22,8 @@ from arborist.core.errors import (
     UnavailableError,
     UnknownSessionError,
 )
+from arborist.core.ngram import LOOKUP_WINDOW_TOKENS, NgramPolicy
+from arborist.core.policies import Policy
 from arborist.core.policy import TreePolicy
 from arborist.core.stamp import Stamp
 from arborist.core.tree import ROOT_ONLY, DraftTree, VerifyTree
@@ -72,7 +74,7 @@ class Decoder:
         self,
         session: Session,
         workers: WorkerPool,
-        policy: TreePolicy | None,
+        policy: Policy | None,
         *,
         limits: DecodeLimits,
         deadlines: Deadlines,
@@ -152,20 +154,33 @@ class Decoder:
 
     async def _draft_tree(self, index: int, timer: PhaseTimer) -> VerifyTree:
         """Expands level by level, then reranks the pool (EAGLE-2 §4.1 and §4.2)."""
-        if self._policy is None:
+        policy = self._policy
+        if policy is None:
             return ROOT_ONLY
+        if isinstance(policy, NgramPolicy):
+            return self._look_up(policy, timer)
         try:
             if self._draft is None and not await self._regain_draft(index, timer):
                 return ROOT_ONLY
-            tree = await self._grow(index, self._policy, timer)
+            tree = await self._grow(index, policy, timer)
             with timer.local("tree.rerank", rows=len(tree)):
-                selected = self._policy.select(tree)
+                selected = policy.select(tree)
         except (ArboristError, ValueError):  # ValueError: a malformed level.
             self._lose_draft(index)
             return ROOT_ONLY
         timer.round.depth = tree.num_levels
         timer.round.speculated = True
         return selected
+
+    def _look_up(self, policy: NgramPolicy, timer: PhaseTimer) -> VerifyTree:
+        """Drafts from the text itself; no worker takes part."""
+        end = self._session.committed_length
+        with timer.local("tree.lookup"):
+            text = self._session.committed(max(0, end - LOOKUP_WINDOW_TOKENS), end)
+            tree = policy.propose(text)
+        timer.round.depth = max(tree.depths)
+        timer.round.speculated = True
+        return tree
 
     async def _grow(self, index: int, policy: TreePolicy, timer: PhaseTimer) -> DraftTree:
         draft, pairs = self._draft, self._pending
@@ -268,8 +283,8 @@ class Decoder:
         timer = PhaseTimer(round_, self._clock, self._trace)
         while True:
             try:
-                self._target = await self._open_target()
-                await self._attach_draft()
+                self._target, draft = await self._open_target()
+                await self._attach_draft(draft)
                 root = await self._prefill_target(
                     self._target, self._session.prompt, timer, fresh=True
                 )
@@ -386,21 +401,24 @@ class Decoder:
                         )
                     )
             except ArboristError:
-                self._lose_draft(0)
+                self._lose_draft(max(timer.round.round_index, 0))
 
     # ---- targets ---------------------------------------------------------------------------
 
-    async def _open_target(self) -> TargetLink:
+    async def _open_target(self) -> tuple[TargetLink, DraftLink | None]:
+        """Opens the session at a target; returns it and the draft whose features it keeps."""
         target = await self._workers.target(avoid=self._lost_target)
         self._target_epoch += 1
-        request = self._target_request()
+        draft = self._pick_draft()
         await target.open(
-            self._session.session_id, self._target_epoch, request, self._deadlines.open_s
+            self._session.session_id,
+            self._target_epoch,
+            self._target_request(draft),
+            self._deadlines.open_s,
         )
-        return target
+        return target, draft
 
-    def _target_request(self) -> TargetOpen:
-        draft = self._workers.draft() if self._policy is not None else None
+    def _target_request(self, draft: DraftLink | None) -> TargetOpen:
         nodes = self._policy.shape.num_draft_tokens if self._policy is not None else 0
         return TargetOpen(
             sampling=self._session.sampling,
@@ -413,7 +431,7 @@ class Decoder:
         """Returns the target, rebuilding the session from the committed log if it was lost."""
         while self._target is None:
             try:
-                self._target = await self._open_target()
+                self._target, _ = await self._open_target()
                 known = self._session.committed(0, self._session.committed_length - 1)
                 await self._prefill_target(self._target, known, timer, fresh=False)
             except _TARGET_LOST as error:
@@ -430,16 +448,20 @@ class Decoder:
 
     # ---- drafts ----------------------------------------------------------------------------
 
-    async def _attach_draft(self) -> None:
-        """Opens a draft if speculation is on and one is alive; its absence is no error."""
-        draft = self._workers.draft() if self._policy is not None else None
+    def _pick_draft(self) -> DraftLink | None:
+        if self._policy is None or isinstance(self._policy, NgramPolicy):
+            return None
+        return self._workers.draft()
+
+    async def _attach_draft(self, draft: DraftLink | None) -> None:
+        """Opens the session at a draft, if there is one; its absence is no error."""
         if draft is None:
             return
         self._draft_epoch += 1
         request = DraftOpen(self._session.max_length, self._session.sampling.seed)
         try:
             await draft.open(
-                self._session.session_id, self._draft_epoch, request, self._deadlines.open_s
+                self._session.session_id, self._draft_epoch, request, self._deadlines.draft_open_s
             )
         except ArboristError:
             draft.release(self._session.session_id)
@@ -450,7 +472,7 @@ class Decoder:
         """Now and then tries to get a draft back, rebuilt from the target's feature store."""
         if index < self._draft_retry_at:
             return False
-        await self._attach_draft()
+        await self._attach_draft(self._pick_draft())
         if self._draft is None:
             self._lose_draft(index)
             return False

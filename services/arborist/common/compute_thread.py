@@ -12,7 +12,7 @@ from typing import Any
 from arborist.common.command import Opened, OpenSession, ReadRows, Released, RunWork
 from arborist.common.errors import internal_error
 from arborist.common.job import Job
-from arborist.common.worker_engine import WorkerEngine
+from arborist.common.worker_engine import RunsAhead, WorkerEngine
 from arborist.core.engine import SessionKey
 from arborist.core.errors import ArboristError, SessionFailedError, UnknownSessionError
 
@@ -28,7 +28,8 @@ class ComputeThread:
 
     The next forward takes the oldest commands of all sessions, at most one per session, up to
     `max_rows` commands and `max_batch_tokens` tokens. Commands of one session never overtake each
-    other. What is no forward (open, read, release) runs before it.
+    other. What is no forward (open, read, release) runs before it. With nothing left to do, an
+    engine that runs ahead does so once.
     """
 
     def __init__(
@@ -61,6 +62,9 @@ class ComputeThread:
         self._max_batch_tokens = max_batch_tokens
         self._inbox: queue.SimpleQueue[list[Job] | Callable[[], None] | None] = queue.SimpleQueue()
         self._pending: list[Job] = []
+        self._runs_ahead = engine if isinstance(engine, RunsAhead) else None
+        # When the next command of a session was computed, if it already was: begin and end.
+        self._ahead_ns: dict[SessionKey, tuple[int, int]] = {}
         self.kv_reserved_tokens = engine.kv_reserved_tokens
         """Positions reserved after the last open or release; may be read from any thread."""
         # A daemon: a forward that never returns must not keep the process from ending.
@@ -103,6 +107,18 @@ class ComputeThread:
             if batch:
                 self._run_batch(batch)
                 self._deliver(batch)
+                if not self._pending and self._inbox.empty():
+                    self._run_ahead()
+
+    def _run_ahead(self) -> None:
+        """Lets the engine compute what it expects to be asked for, while nothing else waits."""
+        if self._runs_ahead is None:
+            return
+        start_ns = time.perf_counter_ns()
+        sessions = self._runs_ahead.run_ahead()
+        end_ns = time.perf_counter_ns()
+        for session in sessions:
+            self._ahead_ns[session] = (start_ns, end_ns)
 
     def _receive(self) -> bool:
         """Moves everything received to `_pending`, waiting if there is nothing to do."""
@@ -174,6 +190,7 @@ class ComputeThread:
                 return _gone()
             return self._read(session, body)
         self._engine.release(session)
+        self._ahead_ns.pop(session, None)
         return Released()
 
     def _run_batch(self, batch: list[Job]) -> None:
@@ -196,7 +213,7 @@ class ComputeThread:
         for job in batch:
             if job.answer is None:
                 job.answer = _gone()
-            _stamp_times(job, start_ns)
+            _stamp_times(job, start_ns, self._ahead_ns.pop(job.command.session, None))
 
     def _forward(self, jobs: Sequence[Job]) -> Sequence[object]:
         outcomes = self._engine.run([_work(job) for job in jobs])
@@ -241,8 +258,15 @@ def _work(job: Job) -> object:
     return body.work
 
 
-def _stamp_times(job: Job, start_ns: int) -> None:
+def _stamp_times(job: Job, start_ns: int, ahead: tuple[int, int] | None = None) -> None:
+    """Notes the times of a command; what was computed ahead for it is compute, not queue."""
     end_ns = time.perf_counter_ns()
-    job.queue_ms = (start_ns - job.received_ns) / 1e6
-    job.compute_ms = (end_ns - start_ns) / 1e6
+    waiting_since_ns = job.received_ns
+    compute_ns = end_ns - start_ns
+    if ahead is not None:
+        compute_ns += ahead[1] - ahead[0]
+        waiting_since_ns = min(max(waiting_since_ns, ahead[1]), start_ns)
+    job.queue_ms = (start_ns - waiting_since_ns) / 1e6
+    job.compute_ms = compute_ns / 1e6
+    job.end_ns = end_ns
     job.end_unix_ns = time.time_ns()

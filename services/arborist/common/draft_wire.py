@@ -6,6 +6,7 @@ Features go from the target to the draft as `RawTensor`s and become torch tensor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TypeAlias
 
@@ -163,14 +164,24 @@ def level_from_pb(message: pb.Level) -> Level:
             f"{len(message.tokens)} tokens, {len(message.logprobs)} bytes",
             f"{count} tokens, {4 * count} bytes",
         )
-    tokens = np.array(message.tokens, dtype=np.int64).reshape(rows, top_k)  # [rows, top_k]
-    logprobs = np.frombuffer(message.logprobs, dtype="<f4").reshape(rows, top_k)
-    ordered = np.sort(tokens, axis=1)
-    if ordered[:, 0].min() < 0 or bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+    # Plain Python on purpose: after a forward every cache is cold, and a few small numbers are
+    # checked sooner than numpy's code is fetched.
+    tokens = list(message.tokens)
+    if min(tokens) < 0 or not _rows_distinct(tokens, top_k):
         raise InvalidArgumentError("level.tokens", "a row", "distinct token ids >= 0")
-    if not bool(np.isfinite(logprobs).all()):
+    logprobs = np.frombuffer(message.logprobs, dtype="<f4")
+    if not math.isfinite(sum(logprobs.tolist())):  # In fp64, so fp32 values cannot overflow it.
         raise InvalidArgumentError("level.logprobs", "NaN or infinity", "finite")
-    return Level(tokens, logprobs.astype(np.float32, copy=False))
+    return Level(
+        np.array(tokens, dtype=np.int64).reshape(rows, top_k),
+        logprobs.astype(np.float32, copy=False).reshape(rows, top_k),
+    )
+
+
+def _rows_distinct(tokens: list[int], top_k: int) -> bool:
+    """Returns whether no row of `top_k` tokens has one twice."""
+    begins = range(0, len(tokens), top_k)
+    return all(len(set(tokens[begin : begin + top_k])) == top_k for begin in begins)
 
 
 # --- worker: commands -----------------------------------------------------------------------------

@@ -43,6 +43,8 @@ async def in_ended_thread(function: Callable[[], ValueT], name: str) -> ValueT:
 
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
-    value = await future
-    thread.join()  # Nothing is left to do but to free its OpenMP team.
-    return value
+    try:
+        return await future
+    finally:
+        if not future.cancelled():
+            thread.join()  # Nothing is left to do but to free its OpenMP team.

@@ -29,6 +29,7 @@ class Job:
         "compute_ms",
         "done",
         "dropped",
+        "end_ns",
         "end_unix_ns",
         "failed",
         "num_tokens",
@@ -47,6 +48,7 @@ class Job:
         self.answer: object = None
         self.queue_ms = 0.0
         self.compute_ms = 0.0
+        self.end_ns = 0
         self.end_unix_ns = 0
         self.done = False
         self.failed = False

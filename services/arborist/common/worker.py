@@ -413,7 +413,9 @@ class Worker(Generic[OpenT, WorkT]):
         }
         if isinstance(job.answer, ArboristError):
             attributes["error.type"] = job.answer.reason
-        duration_ns = int((job.queue_ms + job.compute_ms) * 1e6)
+        # What was computed before the command came is no part of its span.
+        age_ns = job.end_ns - job.received_ns
+        duration_ns = min(int((job.queue_ms + job.compute_ms) * 1e6), age_ns)
         self._spans.record(
             f"worker.{kind}",
             job.command.traceparent,

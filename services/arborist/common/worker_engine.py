@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from arborist.core.engine import ModelInfo, SessionKey
 
@@ -43,4 +43,17 @@ class WorkerEngine(Protocol[OpenT_contra, WorkT_contra]):
 
     def release(self, session: SessionKey) -> None:
         """Frees everything of the session."""
+        ...
+
+
+@runtime_checkable
+class RunsAhead(Protocol):
+    """An engine that can use idle time for what it will most likely be asked for next."""
+
+    def run_ahead(self) -> Sequence[SessionKey]:
+        """Computes ahead of commands; changes no answer and does not raise.
+
+        Returns:
+            The sessions it was done for: their next command may be answered at once.
+        """
         ...

@@ -161,6 +161,28 @@ async def test_a_draft_comes_back_from_the_targets_features():
     assert rounds[-1].speculated
 
 
+async def test_a_draft_lost_while_it_is_rebuilt_waits_from_that_round_on():
+    """A failed rebuild doubles the wait, counted from the round it failed in."""
+    lost: list[str] = []
+
+    async def lose_twice(command: str) -> None:
+        await asyncio.sleep(0)
+        # In round 2, and in the first rebuild after it: only then are pairs appended again.
+        moments = ["draft.extend"] * 5 + ["draft.append"]
+        if command == moments[min(len(lost), 5)]:
+            lost.append(command)
+            if len(lost) in (5, 6):
+                raise UnavailableError("planned")
+
+    decoder, session = make_decoder(
+        FakeWorkers([FakeTarget()], FakeDraft(1.0, lose_twice)), max_tokens=60, retry_rounds=2
+    )
+    rounds = await decode(decoder)
+    assert session.output == plain_decode(PROMPT, 60, GREEDY)
+    plain = [one.round_index for one in rounds[1:] if not one.speculated]
+    assert plain == [2, 3, 4, 5, 6, 7]
+
+
 async def test_a_target_that_stays_away_fails_the_session():
     """Moves are bounded; what was delivered stands."""
 

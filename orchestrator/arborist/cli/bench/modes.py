@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from arborist.cli.bench.output import Output
 from arborist.common.telemetry import SpanRecorder
-from arborist.core.policy import TreePolicy
+from arborist.core.policies import Policy
 from arborist.core.sampling import SamplingParams
 from arborist.orchestrator.clock import SystemClock
 from arborist.orchestrator.deadlines import DeadlinePolicy, Deadlines
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # A benchmark measures time, it must not lose a worker to it.
-_PATIENT = DeadlinePolicy(draft_floor_s=30.0, target_floor_s=60.0, open_s=60.0)
+_PATIENT = DeadlinePolicy(draft_floor_s=30.0, target_floor_s=60.0, open_s=60.0, draft_open_s=60.0)
 
 
 class Mode(Protocol):
@@ -92,7 +92,7 @@ class DecoderMode:
         self,
         name: str,
         workers: WorkerPool,
-        policy: TreePolicy | None,
+        policy: Policy | None,
         eos_token_ids: tuple[int, ...],
         recorder: SpanRecorder,
     ) -> None:

@@ -43,9 +43,13 @@ def read_trace(path: Path) -> Trace:
 
 
 class PlainTarget:
-    """The target through transformers, recomputing everything: no cache that could be wrong."""
+    """The target through transformers, recomputing everything: no cache that could be wrong.
 
-    def __init__(self, path: Path) -> None:
+    Features are the states after the final norm, or the inputs of `layers` side by side.
+    """
+
+    def __init__(self, path: Path, layers: tuple[int, ...] | None = None) -> None:
+        self.layers = layers
         self.model = AutoModelForCausalLM.from_pretrained(
             path, dtype=torch.float32, attn_implementation="eager"
         ).eval()
@@ -64,14 +68,18 @@ class PlainTarget:
         mask = torch.where(torch.from_numpy(seen), 0.0, torch.finfo(torch.float32).min)
         depths = VerifyTree(tokens, parents, [], []).depths[1:]
         positions = [*range(length), *(length - 1 + depth for depth in depths)]
-        features = self.model.model(
+        output = self.model.model(
             input_ids=torch.tensor([committed + tokens]),
             attention_mask=mask[None, None],
             position_ids=torch.tensor([positions]),
             use_cache=False,
-        ).last_hidden_state[0]
-        logits = self.model.lm_head(features[length - 1 :])
-        return logits.argmax(-1).tolist(), features
+            output_hidden_states=True,
+        )
+        states = output.last_hidden_state[0]
+        logits = self.model.lm_head(states[length - 1 :])
+        if self.layers is not None:
+            states = torch.cat([output.hidden_states[layer][0] for layer in self.layers], -1)
+        return logits.argmax(-1).tolist(), states
 
 
 @dataclass

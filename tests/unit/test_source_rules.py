@@ -115,7 +115,7 @@ def references(module: Module) -> list[Reference]:
 
 def makes_checkpoints(module: Module) -> bool:
     """Says whether a module makes or converts checkpoints, outside the serving path."""
-    return module.is_in("arborist.training") or module.stem == "import_head"
+    return module.is_in("arborist.training", "arborist.draft.import_head")
 
 
 def unsafe_loading(module: Module) -> list[int]:
@@ -208,6 +208,8 @@ REFUSED = [
     ("unsafe_loading", "arborist.draft.checkpoint", "import torch\ntorch.load('x')"),
     ("unsafe_loading", "arborist.draft.checkpoint", "import torch as t\nf = t.load"),
     ("unsafe_loading", "arborist.draft.checkpoint", "from torch import load"),
+    ("unsafe_loading", "arborist.cli.import_head", "import torch\ntorch.load('x')"),
+    ("unsafe_loading", "arborist.draft.import_heads", "import torch\ntorch.load('x')"),
     ("unsafe_loading", "arborist.common.config", "import yaml\nyaml.load('x', yaml.Loader)"),
     ("unsafe_loading", "arborist.common.config", "eval('1')"),
     ("unsafe_loading", "arborist.training.head", "exec('1')"),
@@ -231,6 +233,7 @@ ALLOWED = [
     ("stubs_outside_wire", "arborist.target.servicer", "from arborist.v1 import target_pb2"),
     ("stubs_outside_wire", "arborist.orchestrator.draft_link", "import arborist.v1.draft_pb2"),
     ("unsafe_loading", "arborist.training.run", "import torch\ntorch.load('x')"),
+    ("unsafe_loading", "arborist.draft.import_head", "import torch\ntorch.load('x')"),
     ("unsafe_loading", "arborist.target.model", "model.eval()\nself.load('x')"),
     ("unsafe_loading", "arborist.target.model", "load('x', trust_remote_code=False)"),
     ("unsafe_loading", "arborist.common.config", "import yaml\nyaml.safe_load('x')"),

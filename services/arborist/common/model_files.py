@@ -130,7 +130,8 @@ class ModelFiles:
         if index is None:
             raise MismatchError(
                 f"{self.source} has neither {SINGLE_FILE} nor {INDEX}: "
-                "only safetensors checkpoints are read, convert the model first"
+                "only safetensors checkpoints are read, convert the model first "
+                "(a draft head with `arborist import-head`)"
             )
         weight_map = _read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):

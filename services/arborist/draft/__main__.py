@@ -25,9 +25,10 @@ class DraftRole:
     def load(self, config: ArboristConfig) -> Any:
         """Loads the model; blocks."""
         from arborist.draft.engine import load_draft
+        from arborist.draft.run_ahead import RunAheadDraft
 
         settings = config.draft
-        return load_draft(
+        engine = load_draft(
             settings.resolved_model(),
             settings.resolved_target_model(),
             device=settings.device,
@@ -36,7 +37,9 @@ class DraftRole:
             revision=settings.revision,
             target_revision=settings.target_revision,
             name=settings.served_name(),
+            token_ids=settings.token_ids(),
         )
+        return RunAheadDraft(engine) if settings.run_ahead else engine
 
     def shell(self, engine: Any, **parts: Any) -> Any:
         """Returns the shell around the engine."""

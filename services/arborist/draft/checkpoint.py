@@ -1,61 +1,68 @@
-"""EAGLE heads on disk: the official EAGLE-1/2 format, decided by tensor names."""
+"""EAGLE heads on disk, as this project keeps them: the official tensor names, in safetensors.
+
+Everything else there is comes in through `arborist import-head`.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arborist.common.model_files import CONFIG, SINGLE_FILE, ModelFiles, tensor_digest
+from arborist.common.model_files import CONFIG, SINGLE_FILE, ModelFiles
 from arborist.core.errors import MismatchError
-from arborist.draft.head import EagleHead, HeadConfig
+from arborist.draft.draft_vocabulary import MEMBERS, OFFSETS, token_ids_of
+from arborist.draft.eagle3_head import Eagle3Head
+from arborist.draft.feature_layers import feature_layers
+from arborist.draft.head import EagleHead
+from arborist.draft.head_config import (
+    OUTPUT_LAYERS,
+    head_config_fields,
+    parse_fusion_config,
+    parse_head_config,
+)
+from arborist.draft.head_formats import FIRST_SHAPES, HeadFormat, detect_format, reads_two_widths
+from arborist.draft.target_vocabulary import LM_HEAD, TargetVocabulary
 
 EMBEDDING = "embed_tokens.weight"
-LM_HEAD_SUFFIX = "lm_head.weight"
+FUSION = "fc.weight"
+OWN_LM_HEAD = "own_lm_head"
+"""Says in config.json that an EAGLE-1/2 head brings an LM head of its own."""
 
+_COMPARED_ROWS = 4096
+# Relative distance up to which embeddings are one: rounding and fine-tuning stay far below, tables
+# of two models are 1.4 apart.
+_SAME_EMBEDDING = 0.5
 
-class HeadFormat(Enum):
-    """Layouts of a head's tensors, told apart by their names alone."""
-
-    EAGLE_2 = "EAGLE-1/2"
-    EAGLE_3 = "EAGLE-3"
-    VLLM_WRAPPER = "vLLM wrapper (model.*)"
-    SPECULATORS = "speculators (fusion_fc.*, transformer.*)"
+Head: TypeAlias = EagleHead | Eagle3Head
 
 
 @dataclass(frozen=True, slots=True)
-class TargetVocabulary:
-    """What a draft borrows from its target, and what it must agree with.
+class StoredHead:
+    """A head as it was read.
 
     Attributes:
-        hidden_size: Width of the target's features.
-        vocab_size: Number of token ids.
-        context_length: Longest sequence, in tokens.
-        eos_token_ids: Ids that end an output.
-        embed_tokens: (V, H), as stored.
-        lm_head: (V, H), as stored; the same tensor as embed_tokens when tied.
-        embedding_digest: SHA-256 of embed_tokens as stored.
+        head: On the CPU, in evaluation mode.
+        embed_tokens: Its own embedding (V, H); None = the target's.
+        lm_head: Its own LM head (Vd, H); None = the target's rows.
+        token_ids: The target's id of each of its Vd draft ids, int64; None = all of them.
     """
 
-    hidden_size: int
-    vocab_size: int
-    context_length: int
-    eos_token_ids: tuple[int, ...]
-    embed_tokens: Tensor
-    lm_head: Tensor
-    embedding_digest: str
+    head: Head
+    embed_tokens: Tensor | None
+    lm_head: Tensor | None
+    token_ids: Tensor | None
 
 
 def load_head(
     path: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[EagleHead, Tensor | None]:
-    """Loads a head, whatever its target.
+    """Loads an EAGLE-1/2 head, whatever its target.
 
     Args:
         path: Folder with config.json and model.safetensors (or its index), or a hub name.
@@ -69,109 +76,132 @@ def load_head(
         MismatchError: Another format, an unknown, missing or misshapen tensor, or a config.json
             that does not describe a head; the message names it.
     """
-    return read_head(ModelFiles(path, revision), dtype)
+    stored = read_head(ModelFiles(path, revision), dtype)
+    if not isinstance(stored.head, EagleHead):
+        raise MismatchError(f"{path} is an EAGLE-3 head: must be an EAGLE-1/2 head")
+    return stored.head, stored.embed_tokens
 
 
-def read_head(files: ModelFiles, dtype: torch.dtype) -> tuple[EagleHead, Tensor | None]:
-    """Loads a head from opened files; see `load_head`."""
-    names = set(files.shards)
-    q_width = None
-    if "layers.0.self_attn.q_proj.weight" in names:
-        q_width = files.read("layers.0.self_attn.q_proj.weight")[0].shape[-1]
-    config = parse_head_config(files.config, names, files.source)
-    found = detect_format(names, q_width == 2 * config.hidden_size)
-    if found is not HeadFormat.EAGLE_2:
-        raise MismatchError(
-            f"{files.source} is a head in the {found.value} format: "
-            f"only {HeadFormat.EAGLE_2.value} heads are supported"
-        )
-    with torch.device("meta"):
-        head = EagleHead(config)
-    expected = head.state_dict()
-    _check_names(names, set(expected), files.source)
+def read_head(files: ModelFiles, dtype: torch.dtype) -> StoredHead:
+    """Loads a head from opened files.
+
+    Args:
+        files: Of the head.
+        dtype: Element type of the returned weights; tables stay as they are stored.
+    Raises:
+        MismatchError: Another format, an unknown, missing or misshapen tensor, or a config.json
+            that does not describe a head; the message names it.
+    """
+    found, expected = _check_layout(files)
     state = {name: files.read(name)[0] for name in expected}
     for name, tensor in state.items():
         _check_shape(name, tensor, tuple(expected[name].shape), "config.json")
     # The rotary table is no part of the file: build it for real, then fill the weights in.
     with torch.device("cpu"):
-        head = EagleHead(config)
+        head = _new_head(files, found)
     head.load_state_dict(state)
-    embedding = None
-    if EMBEDDING in names:
-        embedding = files.read(EMBEDDING)[0]
-        _check_shape(EMBEDDING, embedding, (config.vocab_size, config.hidden_size), "config.json")
-    return head.to(dtype).eval(), embedding
+    return _with_tables(head.to(dtype).eval(), files)
 
 
-def detect_format(names: set[str], wide_query: bool) -> HeadFormat:
-    """Decides which layout the tensors have.
+def is_servable(files: ModelFiles) -> bool:
+    """Returns whether a head is in the form that workers read, told by names and config alone.
 
     Args:
-        names: Every tensor name of the file.
-        wide_query: Whether layer 0's query reads two widths, [embedding ; state].
+        files: Of the head.
     """
-    if wide_query or "d2t" in names or any(name.startswith("midlayer.") for name in names):
-        return HeadFormat.EAGLE_3
-    if any(name.startswith("model.") for name in names):
-        return HeadFormat.VLLM_WRAPPER
-    if any(name.startswith(("fusion_fc.", "transformer.")) for name in names):
-        return HeadFormat.SPECULATORS
-    return HeadFormat.EAGLE_2
-
-
-def parse_head_config(raw: dict[str, Any], names: set[str], source: str) -> HeadConfig:
-    """Reads an official config.json; biases are decided by the tensors, not by its keys.
-
-    Args:
-        raw: config.json.
-        names: Every tensor name of the file.
-        source: Folder or hub name, for messages.
-    Raises:
-        MismatchError: A field is missing or out of range.
-    """
+    if OUTPUT_LAYERS in files.config:
+        return False  # Other formats' word for the layers, which only the import understands.
     try:
-        heads = int(raw["num_attention_heads"])
-        hidden = int(raw["hidden_size"])
-        rope = raw.get("rope_parameters") or {}
-        return HeadConfig(
-            hidden_size=hidden,
-            intermediate_size=int(raw["intermediate_size"]),
-            num_attention_heads=heads,
-            num_key_value_heads=int(raw.get("num_key_value_heads") or heads),
-            head_dim=int(raw.get("head_dim") or hidden // max(heads, 1)),
-            vocab_size=int(raw["vocab_size"]),
-            num_layers=int(raw.get("num_hidden_layers", 1)),
-            rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(rope.get("rope_theta") or raw.get("rope_theta") or 10000.0),
-            rope_linear_factor=_rope_linear_factor(raw.get("rope_scaling") or rope),
-            max_position_embeddings=int(raw.get("max_position_embeddings", 2048)),
-            hidden_act=str(raw.get("hidden_act", "silu")),
-            bias="fc.bias" in names,
-            qkv_bias="layers.0.self_attn.q_proj.bias" in names,
+        _check_layout(files)
+    except MismatchError:
+        return False
+    return True
+
+
+def _check_layout(files: ModelFiles) -> tuple[HeadFormat, dict[str, Tensor]]:
+    """Returns the format and the tensors, without data, that a head must have besides tables."""
+    names = set(files.shards)
+    found = detect_format(names, _reads_two_widths(files))
+    if found not in (HeadFormat.EAGLE_2, HeadFormat.EAGLE_3):
+        raise MismatchError(
+            f"{files.source} is a head in the {found.value} format: only the official EAGLE-1/2 "
+            "and EAGLE-3 formats are served, convert it with `arborist import-head`"
         )
-    except KeyError as error:
-        raise MismatchError(f"config.json of {source} has no {error.args[0]}") from None
-    except (TypeError, ValueError) as error:
-        raise MismatchError(f"config.json of {source}: {error}") from None
+    with torch.device("meta"):
+        expected = _new_head(files, found).state_dict()
+    _check_names(names, set(expected), _table_names(files, found), files.source)
+    return found, expected
 
 
-def _rope_linear_factor(scaling: dict[str, Any]) -> float:
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind == "default":
-        return 1.0
-    if kind == "linear":
-        return float(scaling["factor"])
-    raise ValueError(f"rope scaling = {kind}: must be default or linear")
+def _reads_two_widths(files: ModelFiles) -> bool:
+    shapes = {name: files.read(name)[0].shape for name in FIRST_SHAPES if name in files.shards}
+    return reads_two_widths(shapes)
 
 
-def _check_names(names: set[str], expected: set[str], source: str) -> None:
+def _new_head(files: ModelFiles, found: HeadFormat) -> Head:
+    names = set(files.shards)
+    if found is HeadFormat.EAGLE_2:
+        return EagleHead(parse_head_config(files.config, names, files.source))
+    config = parse_head_config(files.config, names, files.source, "midlayer")
+    fusion = files.read(FUSION)[0]
+    width = fusion.shape[-1] if fusion.dim() == 2 else 0
+    return Eagle3Head(config, parse_fusion_config(files.config, names, width, files.source))
+
+
+def _table_names(files: ModelFiles, found: HeadFormat) -> set[str]:
+    """Returns the tensors a head of this format may have besides its layers."""
+    may_own = found is HeadFormat.EAGLE_3 or bool(files.config.get(OWN_LM_HEAD))
+    return {EMBEDDING, OFFSETS, MEMBERS, *((LM_HEAD,) if may_own else ())}
+
+
+def _with_tables(head: Head, files: ModelFiles) -> StoredHead:
+    config = head.config
+    embedding, lm_head, offsets, members = (
+        files.read(name)[0] if name in files.shards else None
+        for name in (EMBEDDING, LM_HEAD, OFFSETS, MEMBERS)
+    )
+    if embedding is not None:
+        _check_shape(EMBEDDING, embedding, (config.vocab_size, config.hidden_size), "config.json")
+    token_ids = None
+    num_draft_ids, authority = config.vocab_size, "config.json"
+    if offsets is not None:
+        token_ids = token_ids_of(offsets, members, config.vocab_size)
+        num_draft_ids, authority = len(token_ids), OFFSETS
+    elif members is not None:
+        raise MismatchError(
+            f"head tensor {OFFSETS} is missing from {files.source}", metadata={"tensor": OFFSETS}
+        )
+    _check_draft_vocab_size(files, num_draft_ids)
+    if lm_head is not None:
+        _check_shape(LM_HEAD, lm_head, (num_draft_ids, config.hidden_size), authority)
+    return StoredHead(head, embedding, lm_head, token_ids)
+
+
+def _check_draft_vocab_size(files: ModelFiles, num_draft_ids: int) -> None:
+    stated = files.config.get("draft_vocab_size")
+    if stated is None or stated == num_draft_ids:
+        return
+    if OFFSETS in files.shards:
+        raise MismatchError(
+            f"head tensor {OFFSETS} has {num_draft_ids} rows: draft_vocab_size in config.json is "
+            f"{stated}",
+            metadata={"tensor": OFFSETS},
+        )
+    raise MismatchError(
+        f"head tensor {OFFSETS} is missing from {files.source}: draft_vocab_size in config.json is "
+        f"{stated}",
+        metadata={"tensor": OFFSETS},
+    )
+
+
+def _check_names(names: set[str], expected: set[str], tables: set[str], source: str) -> None:
     missing = sorted(expected - names)
     if missing:
         raise MismatchError(
             f"head tensor {missing[0]} is missing from {source}{_others(missing)}",
             metadata={"tensor": missing[0]},
         )
-    unknown = sorted(names - expected - {EMBEDDING})
+    unknown = sorted(names - expected - tables)
     if unknown:
         raise MismatchError(
             f"head tensor {unknown[0]} in {source} is unknown{_others(unknown)}",
@@ -196,67 +226,71 @@ def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], authority: s
         )
 
 
-def load_target_vocabulary(path: str | Path, *, revision: str | None = None) -> TargetVocabulary:
-    """Loads the target's embedding and LM head, and nothing else of its weights.
-
-    Args:
-        path: Folder or hub name of the target.
-        revision: Branch, tag or commit of a hub name.
-    Raises:
-        InvalidArgumentError: There is no such model.
-        MismatchError: No safetensors, no such tensors, or shapes that contradict config.json.
-    """
-    files = ModelFiles(path, revision)
-    config = files.config.get("text_config") or files.config
-    for name in ("hidden_size", "vocab_size"):
-        if not isinstance(config.get(name), int):
-            raise MismatchError(f"config.json of {files.source} has no {name}")
-    embedding = files.read(files.embedding_name())[0]
-    lm_heads = [name for name in files.shards if name.endswith(LM_HEAD_SUFFIX)]
-    # Some families tie by default and say nothing: without a tensor of its own it is tied.
-    tied = bool(config.get("tie_word_embeddings")) or not lm_heads
-    lm_head = embedding if tied else files.read(lm_heads[0])[0]
-    shape = (config["vocab_size"], config["hidden_size"])
-    for name, tensor in ((files.embedding_name(), embedding), (LM_HEAD_SUFFIX, lm_head)):
-        if tuple(tensor.shape) != shape:
-            raise MismatchError(
-                f"target tensor {name} has shape {list(tensor.shape)}: "
-                f"config.json of {files.source} needs {list(shape)}"
-            )
-    return TargetVocabulary(
-        hidden_size=config["hidden_size"],
-        vocab_size=config["vocab_size"],
-        context_length=int(config.get("max_position_embeddings", 2048)),
-        eos_token_ids=_token_ids(config.get("eos_token_id")),
-        embed_tokens=embedding,
-        lm_head=lm_head,
-        embedding_digest=tensor_digest(embedding),
-    )
-
-
-def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (value,)
-
-
-def check_fit(head: EagleHead, target: TargetVocabulary) -> None:
+def check_fit(head: Head, target: TargetVocabulary) -> None:
     """Refuses a head that belongs to another target.
 
+    Args:
+        head: The head.
+        target: What it would borrow from.
     Raises:
         MismatchError: Names the tensor that does not fit.
     """
     hidden, config = target.hidden_size, head.config
-    if config.hidden_size != hidden:
+    is_eagle3 = isinstance(head, Eagle3Head)
+    reads = head.fusion.target_hidden_size if isinstance(head, Eagle3Head) else config.hidden_size
+    if reads != hidden:
+        needed = head.fusion.num_layers if isinstance(head, Eagle3Head) else 2
+        rows = config.hidden_size if is_eagle3 else hidden
         raise MismatchError(
-            f"head tensor fc.weight has shape {list(head.fc.weight.shape)}: "
-            f"a target of hidden_size {hidden} needs {[hidden, 2 * hidden]}",
-            metadata={"tensor": "fc.weight"},
+            f"head tensor {FUSION} has shape {list(head.fc.weight.shape)}: "
+            f"a target of hidden_size {hidden} needs {[rows, needed * hidden]}",
+            metadata={"tensor": FUSION},
         )
     if config.vocab_size != target.vocab_size:
+        name = MEMBERS if is_eagle3 else EMBEDDING
         raise MismatchError(
-            f"head tensor {EMBEDDING} has {config.vocab_size} rows: "
+            f"head tensor {name} has {config.vocab_size} rows: "
             f"a target of vocab_size {target.vocab_size} needs as many",
+            metadata={"tensor": name},
+        )
+    if isinstance(head, Eagle3Head):
+        feature_layers(head.fusion, target.num_layers)
+
+
+def check_tables(stored: StoredHead, target: TargetVocabulary) -> None:
+    """Refuses a head whose tables and the target's do not go together.
+
+    A head may only borrow a table of its own width; and the embedding that an EAGLE-1/2 head
+    carries is a frozen copy of its target's, so another one tells of another target.
+
+    Args:
+        stored: The head and its tables.
+        target: What it would borrow from.
+    Raises:
+        MismatchError: Names the tensor.
+    """
+    hidden = stored.head.config.hidden_size
+    if hidden == target.hidden_size:
+        own = stored.embed_tokens
+        if own is not None and isinstance(stored.head, EagleHead):
+            _check_same_embedding(own, target.embed_tokens)
+        return
+    for name, table in ((EMBEDDING, stored.embed_tokens), (LM_HEAD, stored.lm_head)):
+        if table is None:
+            raise MismatchError(
+                f"head tensor {name} is missing: the head is {hidden} wide, the target's table "
+                f"{target.hidden_size}",
+                metadata={"tensor": name},
+            )
+
+
+def _check_same_embedding(own: Tensor, targets: Tensor) -> None:
+    # Some thousand rows tell as well as all of a large table.
+    step = 1 + len(own) // _COMPARED_ROWS
+    ours, theirs = own[::step].float(), targets[::step].float()
+    if float((ours - theirs).norm()) > _SAME_EMBEDDING * float(theirs.norm()):
+        raise MismatchError(
+            f"head tensor {EMBEDDING} is another model's embedding, not this target's",
             metadata={"tensor": EMBEDDING},
         )
 
@@ -268,7 +302,7 @@ def save_head(
     embed_tokens: Tensor | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Writes a head in the official format: config.json and model.safetensors.
+    """Writes an EAGLE-1/2 head in the official format: config.json and model.safetensors.
 
     Args:
         path: Folder, made if needed; its two files are replaced.
@@ -277,38 +311,23 @@ def save_head(
             it out, and the target's is used when loading.
         dtype: Element type of the file.
     """
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
     state = dict(head.state_dict())
     if embed_tokens is not None:
         state[EMBEDDING] = embed_tokens
-    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    stored = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
+    write_head(path, stored, head_config_fields(head.config, dtype))
+
+
+def write_head(path: str | Path, tensors: dict[str, Tensor], config: dict[str, object]) -> None:
+    """Writes tensors and config.json of a head.
+
+    Args:
+        path: Folder, made if needed; its two files are replaced.
+        tensors: By official name, on the CPU.
+        config: config.json.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(stored, folder / SINGLE_FILE, metadata={"format": "pt"})
-    text = json.dumps(head_config_fields(head.config, dtype), indent=2)
-    (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
-
-
-def head_config_fields(config: HeadConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Returns the official config.json of a head."""
-    fields: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "num_hidden_layers": config.num_layers,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "max_position_embeddings": config.max_position_embeddings,
-        "hidden_act": config.hidden_act,
-        "bias": config.bias,
-        "qkv_bias": config.qkv_bias,
-        "torch_dtype": str(dtype).removeprefix("torch."),
-    }
-    if config.head_dim * config.num_attention_heads != config.hidden_size:
-        fields["head_dim"] = config.head_dim
-    if config.rope_linear_factor != 1.0:
-        fields["rope_scaling"] = {"type": "linear", "factor": config.rope_linear_factor}
-    return fields
+    (folder / CONFIG).write_text(f"{json.dumps(config, indent=2)}\n", encoding="utf-8")

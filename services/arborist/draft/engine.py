@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -35,14 +36,12 @@ from arborist.core.features import FeatureSpec
 from arborist.core.shape import MAX_DEPTH, MAX_TOP_K
 from arborist.core.tree import FloatArray, IntArray, Level
 from arborist.draft.attention import Mask, PackedAttention, Span, causal_mask, no_scratch, tree_mask
-from arborist.draft.checkpoint import (
-    TargetVocabulary,
-    check_fit,
-    load_target_vocabulary,
-    read_head,
-)
-from arborist.draft.head import EagleHead
+from arborist.draft.checkpoint import Head, StoredHead, check_fit, check_tables, read_head
+from arborist.draft.eagle3_head import Eagle3Head
+from arborist.draft.feature_layers import feature_layers
+from arborist.draft.frequent_vocabulary import keep_frequent
 from arborist.draft.kv import KvPool, KvRegion
+from arborist.draft.target_vocabulary import TargetVocabulary, load_target_vocabulary
 
 SCRATCH_TOKENS = (MAX_DEPTH - 1) * MAX_TOP_K
 """KV positions every session keeps for the nodes of one tree: all levels that may be expanded."""
@@ -91,7 +90,8 @@ class _Plan:
         work: The item.
         session: Its session.
         inputs: int64 (2, rows): token and draft position of each row.
-        features: (rows, H), the engine's device and dtype.
+        features: What each row is fed: the target's features, (rows, feature width), for true
+            pairs, the head's own states, (rows, H), for nodes; the engine's device and dtype.
         span: Its rows and their KV.
     """
 
@@ -112,7 +112,7 @@ class _Plan:
 
 
 class EagleDraftEngine:
-    """An EAGLE-1/2 head with the target's embedding and LM head: core.engine.DraftEngine.
+    """An EAGLE head with its embedding and LM head: core.engine.DraftEngine.
 
     The lasting KV holds true pairs only (EAGLE-2 as the official code runs it): nodes of a tree
     are written behind them and forgotten at the next Extend. Called from one thread at a time.
@@ -120,26 +120,34 @@ class EagleDraftEngine:
 
     def __init__(
         self,
-        head: EagleHead,
+        head: Head,
         embed_tokens: Tensor,
         lm_head: Tensor,
         info: ModelInfo,
         kv_capacity_tokens: int,
+        *,
+        token_ids: Tensor | None = None,
+        feature_spec: FeatureSpec | None = None,
     ) -> None:
         """Allocates the KV.
 
         Args:
             head: On its device, in its dtype.
             embed_tokens: (V, H), same device and dtype.
-            lm_head: (V, H), same device and dtype.
+            lm_head: (Vd, H), same device and dtype; Vd = V without token_ids.
             info: What is loaded.
             kv_capacity_tokens: KV positions of all sessions together; a session takes its
                 max_length and SCRATCH_TOKENS.
+            token_ids: The target's id of each row of lm_head, int64; None = its own number.
+            feature_spec: Features of the target; None = the state after the final norm.
         """
         self._head = head.eval()
         self._head.prepare_for_inference()
         self._embed_tokens = embed_tokens
         self._project = _projection(lm_head)
+        self._num_draft_ids = lm_head.shape[0]
+        self._token_ids = None if token_ids is None else token_ids.numpy(force=True)
+        self._feature_spec = feature_spec or FeatureSpec()
         self._info = info
         self._device = lm_head.device
         self._dtype = lm_head.dtype
@@ -153,13 +161,13 @@ class EagleDraftEngine:
 
     @property
     def feature_spec(self) -> FeatureSpec | None:
-        """Returns EAGLE-1/2's feature: the state after the final norm, in the target's dtype."""
-        return FeatureSpec()
+        """Returns the state after the final norm, or an EAGLE-3 head's layers."""
+        return self._feature_spec
 
     @property
     def feature_width(self) -> int:
         """Returns the width of a feature row."""
-        return self._head.config.hidden_size
+        return self._head.feature_width
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -199,6 +207,24 @@ class EagleDraftEngine:
         if state is not None:
             self._kv.free(state.region)
 
+    def tree(self, session: SessionKey) -> object:
+        """Returns the session's tree as it is now; None = none. Later levels leave it unchanged."""
+        state = self._sessions.get(session)
+        return None if state is None else state.tree
+
+    def put_back(self, session: SessionKey, tree: object) -> None:
+        """Makes an earlier tree of the same round the session's tree again.
+
+        Its scratch is what comes first behind the pairs, which later levels did not touch.
+
+        Args:
+            session: Whose tree.
+            tree: What `tree` returned since the last Extend.
+        """
+        state = self._sessions.get(session)
+        if state is not None:
+            state.tree = cast("_Tree | None", tree)
+
     def warm_up(self) -> None:
         """Runs a small tree once in a session of its own, so that no client pays for first calls.
 
@@ -206,7 +232,7 @@ class EagleDraftEngine:
             ArboristError: It did not work; the worker must not serve.
         """
         session = ("arborist", "warm-up")
-        top_k = min(8, self._info.vocab_size)
+        top_k = min(8, self._num_draft_ids)
         self.open(session, DraftOpen(max_length=8))
         try:
             features = torch.zeros((2, self.feature_width), dtype=self._dtype)
@@ -347,7 +373,7 @@ class EagleDraftEngine:
         )
 
     def _check_top_k(self, top_k: int) -> None:
-        limit = min(MAX_TOP_K, self._info.vocab_size)
+        limit = min(MAX_TOP_K, self._num_draft_ids)
         if not 1 <= top_k <= limit:
             raise InvalidArgumentError("top_k", top_k, f"in [1, {limit}]")
 
@@ -361,15 +387,24 @@ class EagleDraftEngine:
                 plan.session.tree = None  # Its scratch is about to be written over.
         packed = np.concatenate([plan.inputs for plan in plans], axis=1)
         tokens, positions = torch.from_numpy(packed).to(self._device)  # [R], [R]
-        features = [plan.features for plan in plans]
         attention = PackedAttention(self._kv, [plan.span for plan in plans])
         states: Tensor = self._head(
-            F.embedding(tokens, self._embed_tokens),
-            features[0] if len(features) == 1 else torch.cat(features),
-            positions,
-            attention.attend,
+            F.embedding(tokens, self._embed_tokens), self._fed(plans), positions, attention.attend
         )
         return states
+
+    def _fed(self, plans: list[_Plan]) -> Tensor:
+        """Returns what the head is fed, (R, H): features are fused, its own states are not."""
+        true = [plan.features for plan in plans if isinstance(plan.work, Extend)]
+        if not true:
+            return _joined([plan.features for plan in plans])
+        fused = self._head.fuse(_joined(true))
+        if len(true) == len(plans):
+            return fused
+        parts = iter(torch.split_with_sizes(fused, [len(part) for part in true]))
+        return torch.cat(
+            [next(parts) if isinstance(plan.work, Extend) else plan.features for plan in plans]
+        )
 
     def _finish(self, plans: list[_Plan], states: Tensor) -> list[DraftOutcome]:
         """Turns states into levels and lets the sessions change."""
@@ -391,13 +426,16 @@ class EagleDraftEngine:
         rows = [row for plan in wanted for row in plan.level_rows]
         if len(rows) < states.shape[0]:
             states = states.index_select(0, torch.tensor(rows).to(self._device))
-        logits = self._project(states).float()  # [R, V]
+        logits = self._project(self._head.readout(states)).float()  # [R, Vd]
         logprobs = F.log_softmax(logits, dim=-1)
         found: dict[int, tuple[IntArray, FloatArray]] = {}
         # One top-k per width: a wider one may break ties at the cut another way.
         for top_k in sorted({plan.work.top_k for plan in wanted}):
             best = logprobs.topk(top_k, dim=-1)  # [R, k]
-            tokens, values = _order_ties(best.indices.cpu().numpy(), best.values.cpu().numpy())
+            ids = best.indices.cpu().numpy()
+            if self._token_ids is not None:
+                ids = self._token_ids[ids]
+            tokens, values = _order_ties(ids, best.values.cpu().numpy())
             begin = 0
             for plan in wanted:
                 end = begin + len(plan.level_rows)
@@ -405,6 +443,10 @@ class EagleDraftEngine:
                     found[plan.index] = tokens[begin:end], values[begin:end]
                 begin = end
         return found
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _commit(plan: _Plan, states: Tensor, level: Level | None) -> DraftOutcome:
@@ -441,6 +483,7 @@ def load_draft(
     revision: str | None = None,
     target_revision: str | None = None,
     name: str | None = None,
+    token_ids: Sequence[int] | None = None,
 ) -> EagleDraftEngine:
     """Loads a head and what it borrows from its target: embedding and LM head only.
 
@@ -453,22 +496,25 @@ def load_draft(
         revision: Revision of a hub head.
         target_revision: Revision of a hub target.
         name: Served name; the last part of head_path unless given.
+        token_ids: Draft these of the target's ids only (FR-Spec); None = all.
     Raises:
-        InvalidArgumentError: No such model, or an unknown dtype.
+        InvalidArgumentError: No such model, an unknown dtype, or ids that do not fit.
         MismatchError: The head is broken, of another format, or belongs to another target; names
             the tensor.
     """
-    torch_dtype = FLOAT_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if torch_dtype is None or torch_dtype not in FLOAT_DTYPES.values():
-        raise InvalidArgumentError("dtype", dtype, f"one of {list(FLOAT_DTYPES)}")
+    torch_dtype = _checked_dtype(dtype)
     files = ModelFiles(head_path, revision)
-    head, embedding = read_head(files, torch_dtype)
+    stored = read_head(files, torch_dtype)
     target = load_target_vocabulary(target_path, revision=target_revision)
-    check_fit(head, target)
+    check_fit(stored.head, target)
+    check_tables(stored, target)
+    if token_ids is not None:
+        stored = keep_frequent(stored, token_ids, target.vocab_size)
     place = torch.device(device)
-    lm_head = target.lm_head.to(place, torch_dtype)
-    embed_tokens = _embedding(target, embedding, lm_head)
-    tables = lm_head.numel() if embed_tokens is lm_head else 2 * lm_head.numel()
+    lm_head = _lm_head(stored, target).to(place, torch_dtype)
+    embed_tokens = _embedding(stored, target, lm_head)
+    head = stored.head.to(place)
+    num_tables = lm_head.numel() + (0 if embed_tokens is lm_head else embed_tokens.numel())
     info = ModelInfo(
         name=name or Path(head_path).name,
         digest=files.digest(),
@@ -476,12 +522,33 @@ def load_draft(
         hidden_size=target.hidden_size,
         num_layers=head.config.num_layers,
         context_length=target.context_length,
-        num_parameters=sum(one.numel() for one in head.parameters()) + tables,
+        num_parameters=sum(one.numel() for one in head.parameters()) + num_tables,
         dtype=str(torch_dtype).removeprefix("torch."),
         eos_token_ids=target.eos_token_ids,
         embedding_digest=target.embedding_digest,
     )
-    return EagleDraftEngine(head.to(place), embed_tokens, lm_head, info, kv_capacity_tokens)
+    return EagleDraftEngine(
+        head,
+        embed_tokens,
+        lm_head,
+        info,
+        kv_capacity_tokens,
+        token_ids=stored.token_ids,
+        feature_spec=_feature_spec(head, target),
+    )
+
+
+def _checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    found = FLOAT_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in FLOAT_DTYPES.values():
+        raise InvalidArgumentError("dtype", dtype, f"one of {list(FLOAT_DTYPES)}")
+    return found
+
+
+def _feature_spec(head: Head, target: TargetVocabulary) -> FeatureSpec:
+    if isinstance(head, Eagle3Head):
+        return FeatureSpec(feature_layers(head.fusion, target.num_layers))
+    return FeatureSpec()
 
 
 def _projection(lm_head: Tensor) -> Callable[[Tensor], Tensor]:
@@ -490,9 +557,21 @@ def _projection(lm_head: Tensor) -> Callable[[Tensor], Tensor]:
     return partial(F.linear, weight=lm_head)
 
 
-def _embedding(target: TargetVocabulary, own: Tensor | None, lm_head: Tensor) -> Tensor:
+def _lm_head(stored: StoredHead, target: TargetVocabulary) -> Tensor:
+    """Returns the head's own LM head if it has one, else the target's rows of its vocabulary."""
+    if stored.lm_head is not None:
+        return stored.lm_head
+    if stored.token_ids is not None:
+        return target.lm_head[stored.token_ids]
+    return target.lm_head
+
+
+def _embedding(stored: StoredHead, target: TargetVocabulary, lm_head: Tensor) -> Tensor:
     """Returns the table the head embeds with: its own copy if it has one, else the target's."""
+    own = stored.embed_tokens
     table = target.embed_tokens if own is None else own.to(target.embed_tokens.dtype)
-    if target.lm_head is target.embed_tokens and torch.equal(table, target.embed_tokens):
+    borrows_all = stored.lm_head is None and stored.token_ids is None
+    tied = borrows_all and target.lm_head is target.embed_tokens
+    if tied and torch.equal(table, target.embed_tokens):
         return lm_head  # Tied: one table serves both ends.
     return table.to(lm_head.device, lm_head.dtype)

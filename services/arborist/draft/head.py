@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arborist.common.few_rows import FewRowsMatrix, use_few_rows
+from arborist.draft.rotary import Llama3Scaling, Rotary, rotate
 
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer_index, query [R, heads, hd], key [R, kv_heads, hd], value [R, kv_heads, hd]) with RoPE
@@ -47,10 +48,17 @@ class HeadConfig:
         rms_norm_eps: Added to the mean square in every norm.
         rope_theta: Base of the rotary frequencies.
         rope_linear_factor: Positions are divided by this ("linear" rope scaling); 1 = none.
+        rope_llama3: Frequencies scaled as Llama 3.1 does; None = not.
         max_position_embeddings: Longest sequence the head was trained for, in tokens.
         hidden_act: Activation of the MLP, a key of ACTIVATIONS.
         bias: Whether `fc` has a bias.
         qkv_bias: Whether q, k and v projections have biases.
+        o_bias: Whether the output projection has a bias.
+        qk_norm: Whether every query and key head is normed before RoPE, as in Qwen3.
+        embedding_norm: Whether token embeddings are normed before `fc` (HASS and others).
+        input_norm: Whether layer 0 has an input norm; the published EAGLE-1/2 heads have none.
+        output_norm: Whether the output is normed before the LM head.
+        norm_output: Whether the output that is fed back is the normed one.
     """
 
     hidden_size: int
@@ -63,10 +71,17 @@ class HeadConfig:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_linear_factor: float = 1.0
+    rope_llama3: Llama3Scaling | None = None
     max_position_embeddings: int = 2048
     hidden_act: str = "silu"
     bias: bool = True
     qkv_bias: bool = False
+    o_bias: bool = False
+    qk_norm: bool = False
+    embedding_norm: bool = False
+    input_norm: bool = False
+    output_norm: bool = False
+    norm_output: bool = False
 
     def __post_init__(self) -> None:
         for name in (
@@ -92,60 +107,6 @@ class HeadConfig:
             raise ValueError(f"hidden_act = {self.hidden_act}: must be one of {list(ACTIVATIONS)}")
 
 
-class Rotary(nn.Module):
-    """Rotary position embedding with precomputed angles, in the half-split layout of Llama."""
-
-    table: Tensor
-
-    def __init__(self, config: HeadConfig) -> None:
-        """Computes the angles of the positions the head was trained for."""
-        super().__init__()
-        self._head_dim = config.head_dim
-        self._theta = config.rope_theta
-        self._linear_factor = config.rope_linear_factor
-        # Not part of the state dict: official files have no such tensor.
-        self.register_buffer(
-            "table", self._angles(config.max_position_embeddings), persistent=False
-        )
-
-    @property
-    def num_positions(self) -> int:
-        """Returns how many positions the table covers."""
-        return self.table.shape[0]
-
-    def reserve(self, num_positions: int) -> None:
-        """Makes the table cover [0, num_positions); never shrinks it."""
-        if num_positions > self.num_positions:
-            self.table = self._angles(num_positions).to(self.table)
-
-    def _angles(self, num_positions: int) -> Tensor:
-        half = torch.arange(0, self._head_dim, 2, dtype=torch.int64).float() / self._head_dim
-        frequencies = 1.0 / self._theta**half  # [hd / 2]
-        positions = torch.arange(num_positions, dtype=torch.float32) / self._linear_factor
-        angles = torch.outer(positions, frequencies)  # [P, hd / 2]
-        cos, sin = angles.cos(), angles.sin()
-        # The minus of the rotation sits in the table, so applying it is one fused multiply-add.
-        rows = torch.stack((torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)), 1)
-        return rows.unsqueeze(2)  # [P, 2, 1, hd]
-
-    def forward(self, positions: Tensor) -> Tensor:
-        """Returns the rows of the table, shape (R, 2, 1, head_dim); positions int64 (R,)."""
-        return self.table.index_select(0, positions)
-
-
-def rotate(states: Tensor, angles: Tensor) -> Tensor:
-    """Applies RoPE.
-
-    Args:
-        states: (R, heads, head_dim).
-        angles: Rows of `Rotary`, (R, 2, 1, head_dim).
-    Returns:
-        (R, heads, head_dim).
-    """
-    swapped = states.roll(states.shape[-1] // 2, -1)
-    return torch.addcmul(states * angles[:, 0], swapped, angles[:, 1])
-
-
 class RmsNorm(nn.Module):
     """Root-mean-square norm; half precision is squared in fp32."""
 
@@ -163,19 +124,31 @@ class RmsNorm(nn.Module):
 class HeadAttention(nn.Module):
     """Projections of one attention; who attends to whom is the caller's `attend`."""
 
-    def __init__(self, config: HeadConfig, layer_index: int) -> None:
+    def __init__(self, config: HeadConfig, layer_index: int, input_size: int | None = None) -> None:
+        """Makes the projections.
+
+        Args:
+            config: Shape of the head.
+            layer_index: Which KV layer it writes.
+            input_size: Width of its input; None = hidden_size.
+        """
         super().__init__()
-        hidden, bias = config.hidden_size, config.qkv_bias
+        bias = config.qkv_bias
+        width = config.hidden_size if input_size is None else input_size
         self._layer_index = layer_index
         self._head_dim = config.head_dim
         self._num_heads = config.num_attention_heads
         self._num_rotated = config.num_attention_heads + config.num_key_value_heads
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(hidden, query_size, bias=bias)
-        self.k_proj = nn.Linear(hidden, key_size, bias=bias)
-        self.v_proj = nn.Linear(hidden, key_size, bias=bias)
-        self.o_proj = nn.Linear(query_size, hidden, bias=False)
+        self.q_proj = nn.Linear(width, query_size, bias=bias)
+        self.k_proj = nn.Linear(width, key_size, bias=bias)
+        self.v_proj = nn.Linear(width, key_size, bias=bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.o_bias)
+        self.q_norm, self.k_norm = (
+            RmsNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+            for _ in range(2)
+        )
         self._fused: Callable[[Tensor], Tensor] | None = None
 
     def fuse(self) -> None:
@@ -201,7 +174,7 @@ class HeadAttention(nn.Module):
         else:
             projected = self._fused(states)
         heads = projected.view(states.shape[0], -1, self._head_dim)  # [R, heads + 2 kv_heads, hd]
-        rotated = rotate(heads[:, : self._num_rotated], angles)
+        rotated = rotate(self._normed(heads[:, : self._num_rotated]), angles)
         output: Tensor = self.o_proj(
             attend(
                 self._layer_index,
@@ -211,6 +184,12 @@ class HeadAttention(nn.Module):
             )
         )
         return output
+
+    def _normed(self, heads: Tensor) -> Tensor:
+        if self.q_norm is None or self.k_norm is None:
+            return heads
+        query, key = heads[:, : self._num_heads], heads[:, self._num_heads :]
+        return torch.cat((self.q_norm(query), self.k_norm(key)), 1)
 
 
 class HeadMlp(nn.Module):
@@ -233,14 +212,16 @@ class HeadMlp(nn.Module):
 
 
 class HeadLayer(nn.Module):
-    """One decoder layer; layer 0 attends to the fused pair without an input norm."""
+    """One decoder layer; a published layer 0 attends to the fused pair without an input norm."""
 
     def __init__(self, config: HeadConfig, layer_index: int) -> None:
         super().__init__()
         self.self_attn = HeadAttention(config, layer_index)
         self.mlp = HeadMlp(config)
         self.input_layernorm = (
-            RmsNorm(config.hidden_size, config.rms_norm_eps) if layer_index else None
+            RmsNorm(config.hidden_size, config.rms_norm_eps)
+            if layer_index or config.input_norm
+            else None
         )
         self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -261,18 +242,38 @@ class EagleHead(nn.Module):
         self.config = config
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.bias)
         self.layers = nn.ModuleList(HeadLayer(config, i) for i in range(config.num_layers))
-        self.rotary = Rotary(config)
+        self.embedding_layernorm = _norm(config, config.embedding_norm)
+        self.pre_lm_head_layernorm = _norm(config, config.output_norm)
+        self.rotary = Rotary(
+            config.head_dim,
+            config.rope_theta,
+            config.max_position_embeddings,
+            linear_factor=config.rope_linear_factor,
+            llama3=config.rope_llama3,
+        )
+
+    @property
+    def feature_width(self) -> int:
+        """Returns the width of a feature row."""
+        return self.config.hidden_size
 
     def prepare_for_inference(self) -> None:
         """Arranges the weights for few rows at a time; names, shapes and values stay.
 
         Call it once the head is on its device and in its dtype; it must not be moved afterwards.
         """
-        for part in self.modules():
-            if isinstance(part, HeadAttention):
-                part.fuse()
-        if self.fc.weight.device.type == "cpu":
-            use_few_rows(self)
+        prepare_for_inference(self)
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """Returns the target's features as `forward` takes them: as they are."""
+        return features
+
+    def readout(self, states: Tensor) -> Tensor:
+        """Returns what the LM head reads of the outputs, (R, H) for (R, H)."""
+        if self.pre_lm_head_layernorm is None or self.config.norm_output:
+            return states
+        normed: Tensor = self.pre_lm_head_layernorm(states)
+        return normed
 
     def forward(
         self, token_embeddings: Tensor, features: Tensor, positions: Tensor, attend: Attend
@@ -285,10 +286,31 @@ class EagleHead(nn.Module):
             positions: Draft positions t, int64, shape (R,), each below `rotary.num_positions`.
             attend: Attention over whatever the caller keeps; see `Attend`.
         Returns:
-            (R, H): predicted f_{t+1}; times the LM head it gives the logits of x_{t+2}.
+            (R, H): predicted f_{t+1}; its `readout` times the LM head gives the logits of x_{t+2}.
         """
+        if self.embedding_layernorm is not None:
+            token_embeddings = self.embedding_layernorm(token_embeddings)
         states: Tensor = self.fc(torch.cat((token_embeddings, features), -1))  # [R, H]
         angles = self.rotary(positions)  # [R, 2, 1, hd]
         for layer in self.layers:
             states = layer(states, angles, attend)
+        if self.pre_lm_head_layernorm is not None and self.config.norm_output:
+            states = self.pre_lm_head_layernorm(states)
         return states
+
+
+def prepare_for_inference(head: nn.Module) -> None:
+    """Arranges a head's weights for few rows at a time; names, shapes and values stay.
+
+    Args:
+        head: On its device and in its dtype; it must not be moved afterwards.
+    """
+    attentions = [part for part in head.modules() if isinstance(part, HeadAttention)]
+    for attention in attentions:
+        attention.fuse()
+    if all(parameter.device.type == "cpu" for parameter in head.parameters()):
+        use_few_rows(head)
+
+
+def _norm(config: HeadConfig, wanted: bool) -> RmsNorm | None:
+    return RmsNorm(config.hidden_size, config.rms_norm_eps) if wanted else None

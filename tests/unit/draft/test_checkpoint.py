@@ -18,8 +18,10 @@ from tests.unit.draft.conftest import (
 )
 
 from arborist.core.errors import InvalidArgumentError, MismatchError
-from arborist.draft.checkpoint import check_fit, load_head, load_target_vocabulary, save_head
+from arborist.draft.checkpoint import check_fit, load_head, save_head
 from arborist.draft.engine import EagleDraftEngine, load_draft
+from arborist.draft.rotary import Llama3Scaling
+from arborist.draft.target_vocabulary import load_target_vocabulary
 
 
 def add_tensors(folder: Path, added: dict[str, torch.Tensor]) -> None:
@@ -50,6 +52,8 @@ def change_config(folder: Path, remove: str | None = None, **changes: object) ->
         {"bias": False},
         {"qkv_bias": True, "num_layers": 2},
         {"head_dim": 12, "rope_theta": 5e5, "rope_linear_factor": 2.0},
+        {"rope_llama3": Llama3Scaling(8.0, 1.0, 4.0, 32), "o_bias": True, "qk_norm": True},
+        {"embedding_norm": True, "input_norm": True, "output_norm": True, "norm_output": True},
     ],
 )
 def test_a_saved_head_loads_unchanged(tmp_path: Path, changes: dict) -> None:
@@ -169,19 +173,37 @@ def test_a_misshapen_tensor_is_named(
 @pytest.mark.parametrize(
     ("tensors", "format_name"),
     [
-        ({"midlayer.self_attn.q_proj.weight": torch.ones(32, 64)}, "EAGLE-3"),
-        ({"layers.0.self_attn.q_proj.weight": torch.ones(32, 64)}, "EAGLE-3"),
-        ({"d2t": torch.zeros(8, dtype=torch.int64)}, "EAGLE-3"),
+        ({"layers.0.self_attn.q_proj.weight": torch.ones(32, 64)}, "speculators EAGLE-3"),
+        ({"layers.0.hidden_norm.weight": torch.ones(32)}, "speculators EAGLE-3"),
         ({"model.fc.weight": torch.ones(32, 64)}, "vLLM wrapper"),
-        ({"fusion_fc.weight": torch.ones(32, 64)}, "speculators"),
+        ({"fusion_fc.weight": torch.ones(32, 64)}, "speculators EAGLE-1"),
+        ({"embed_layernorm.weight": torch.ones(32)}, "HASS"),
     ],
 )
 def test_other_formats_are_refused_clearly(
     head_path: Path, tensors: dict[str, torch.Tensor], format_name: str
 ) -> None:
-    """A head of a known other kind is told apart by its tensors and named."""
+    """A head of a known other kind is told apart by its tensors, with what to do about it."""
     add_tensors(head_path, tensors)
-    with pytest.raises(MismatchError, match=f"{format_name}.*only EAGLE-1/2"):
+    with pytest.raises(MismatchError, match=f"{format_name}.*arborist import-head"):
+        load_head(head_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"midlayer.self_attn.q_proj.weight": torch.ones(32, 64)}, r"midlayer\..* is missing"),
+        ({"d2t": torch.full((8,), 60)}, "d2t leads outside of the vocabulary of 61"),
+        ({"t2d": torch.ones(VOCAB, dtype=torch.bool)}, "d2t is missing"),
+        ({"embedding_layernorm.weight": torch.ones(31)}, r"embedding_layernorm.*\[31\]"),
+    ],
+)
+def test_half_of_another_kind_is_refused(
+    head_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
+    """Some tensors of a kind of head without the others are named."""
+    add_tensors(head_path, tensors)
+    with pytest.raises(MismatchError, match=message):
         load_head(head_path)
 
 
@@ -207,7 +229,7 @@ def test_a_bad_config_is_refused(
 def test_only_safetensors_are_read(head_path: Path) -> None:
     """A pickled checkpoint alone is no checkpoint."""
     (head_path / "model.safetensors").rename(head_path / "pytorch_model.bin")
-    with pytest.raises(MismatchError, match="only safetensors"):
+    with pytest.raises(MismatchError, match=r"only safetensors.*arborist import-head"):
         load_head(head_path)
 
 
@@ -237,6 +259,18 @@ def test_a_head_of_another_target_is_refused(head_path: Path, tmp_path: Path) ->
         check_fit(head, load_target_vocabulary(large))
     with pytest.raises(MismatchError, match=r"fc\.weight"):
         load_draft(head_path, wide, device="cpu", dtype="float32", kv_capacity_tokens=600)
+
+
+def test_a_head_of_a_target_of_the_same_shape_is_refused(head_path: Path, tmp_path: Path) -> None:
+    """The copy of the target's embedding tells which target it was, rounding aside."""
+
+    def load(embedding: torch.Tensor) -> EagleDraftEngine:
+        path = write_target(tmp_path / "other", embedding, random_table(2))
+        return load_draft(head_path, path, device="cpu", dtype="float32", kv_capacity_tokens=600)
+
+    load(random_table(1).half())
+    with pytest.raises(MismatchError, match=r"embed_tokens\.weight is another model's embedding"):
+        load(random_table(7))
 
 
 def test_the_target_gives_embedding_and_lm_head(tmp_path: Path) -> None:

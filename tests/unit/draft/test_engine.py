@@ -37,8 +37,9 @@ from arborist.core.errors import (
 )
 from arborist.core.shape import MAX_DEPTH, MAX_TOP_K
 from arborist.core.tree import Level
-from arborist.draft.checkpoint import load_head, load_target_vocabulary, save_head
+from arborist.draft.checkpoint import load_head, save_head
 from arborist.draft.engine import SCRATCH_TOKENS, EagleDraftEngine, load_draft
+from arborist.draft.target_vocabulary import load_target_vocabulary
 
 A: SessionKey = ("controller", "a")
 B: SessionKey = ("controller", "b")

@@ -45,6 +45,7 @@ CONFIGS = {
     "two layers": tiny_config(num_layers=2),
     "one KV head per head": tiny_config(num_key_value_heads=4),
     "own head width": tiny_config(head_dim=12),
+    "biased output projection": tiny_config(o_bias=True),
     "linear rope": tiny_config(rope_linear_factor=4.0, rope_theta=500.0),
 }
 

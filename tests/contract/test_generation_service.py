@@ -115,6 +115,8 @@ REFUSED = {
         "speculation.num_draft_tokens",
         "[1, 256]",
     ),
+    "unknown policy": (tree(policy="medusa"), "speculation.policy", "eagle1_static"),
+    "empty policy": (tree(policy=""), "speculation.policy", "eagle2"),
 }
 
 
@@ -247,7 +249,7 @@ async def test_everything_a_client_says_reaches_the_controller(serve: Serve) -> 
             top_p=0.75,
             min_p=0.25,
             seed=2**64 - 1,
-            speculation=Speculation(enabled=False, depth=2, top_k=3, num_draft_tokens=4),
+            speculation=Speculation(False, 2, 3, num_draft_tokens=4, policy="chain"),
             model="tiny",
             ignore_eos=True,
         )
@@ -268,6 +270,7 @@ async def test_everything_a_client_says_reaches_the_controller(serve: Serve) -> 
         3,
         4,
     )
+    assert drafting.policy == "chain"
 
 
 @pytest.mark.parametrize("blocking", [True, False])

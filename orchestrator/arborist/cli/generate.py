@@ -17,6 +17,7 @@ from arborist.client.generation_wire import write_request
 from arborist.client.prompt import Message, Prompt, Speculation
 from arborist.common.config import load_config
 from arborist.common.threads_config import apply_thread_environment
+from arborist.core.policy_settings import POLICY_NAMES
 
 if TYPE_CHECKING:
     from arborist.cli.local import LocalModel
@@ -90,6 +91,10 @@ def generate(
         int | None,
         typer.Option(help="Drafted nodes verified per round, in [1, 256].", rich_help_panel=_TREE),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help=f"One of {', '.join(POLICY_NAMES)}.", rich_help_panel=_TREE),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     address: Annotated[
         str | None, typer.Option(help=f"Server's gRPC address ({DEFAULT_ADDRESS}).")
@@ -128,7 +133,11 @@ def generate(
 ) -> None:
     """Generate one completion: text as it comes, or one JSON object."""
     drafting = Speculation(
-        None if speculation is None else speculation == "on", depth, top_k, num_draft_tokens
+        None if speculation is None else speculation == "on",
+        depth,
+        top_k,
+        num_draft_tokens,
+        policy,
     )
     question = Question(
         _one_prompt(prompt, prompt_ids, chat),

@@ -14,8 +14,9 @@ from arborist.client.progress import Progress
 from arborist.common.config import ArboristConfig
 from arborist.core.engine import DraftEngine, TargetEngine
 from arborist.core.errors import InvalidArgumentError
-from arborist.core.policy import Eagle2Policy
-from arborist.core.shape import TreeShape
+from arborist.core.ngram import NgramPolicy
+from arborist.core.policies import Policy
+from arborist.core.policy import TreePolicy
 from arborist.orchestrator.api.completion import stream_completion
 from arborist.orchestrator.api.generation_wire import write_event
 from arborist.orchestrator.api.incoming import IncomingRequest
@@ -34,6 +35,7 @@ from arborist.orchestrator.generation import (
 )
 from arborist.orchestrator.generation_account import GenerationAccount
 from arborist.orchestrator.local_links import FixedWorkers, LocalDraftLink, LocalTargetLink
+from arborist.orchestrator.policy_choice import PolicyChoice
 from arborist.orchestrator.request_trace import NoTrace
 from arborist.orchestrator.round import Round
 from arborist.orchestrator.session import FinishReason, Session
@@ -61,7 +63,7 @@ class LocalModel:
             want_node_tokens: Ask for the target's token at every node of every round.
         """
         info = target.info
-        self._config = config
+        self._policies = PolicyChoice(config.speculation)
         self._tokenizer = tokenizer
         self._validator = Validator(
             RequestLimits.from_config(config.controller, config.speculation), tokenizer
@@ -76,7 +78,6 @@ class LocalModel:
         )
         self._deadlines = Deadlines(DeadlinePolicy())
         self._clock = SystemClock()
-        self._on_round: Callable[[Round], None] | None = None
         self._model = ServedModel(
             id=info.name,
             context_length=info.context_length,
@@ -125,6 +126,7 @@ class LocalModel:
                 kv_capacity_tokens=draft.kv_capacity_tokens,
                 revision=draft.revision,
                 target_revision=target.revision,
+                token_ids=draft.token_ids(),
             )
         tokenizer = load_tokenizer(target.resolved_model(), target.revision)
         return cls(
@@ -151,6 +153,7 @@ class LocalModel:
         *,
         on_text: Callable[[RoundEvent], None] | None = None,
         on_round: Callable[[Round], None] | None = None,
+        watch: Callable[[TreePolicy], TreePolicy] | None = None,
     ) -> Completion:
         """Checks a request as a server does and generates to the end.
 
@@ -158,12 +161,14 @@ class LocalModel:
             request: Unchecked.
             on_text: Called with every round as a client would see it.
             on_round: Called with every round as the controller sees it: tree, phases, margins.
+            watch: Given the request's policy, returns what decides in its place: the same policy
+                with something around it that looks on. Not called for `ngram`, which has no pool.
         Returns:
             What a client gets.
         Raises:
             ArboristError: The request is refused, or the models failed.
         """
-        return asyncio.run(self._complete(request, on_text, on_round))
+        return asyncio.run(self._complete(request, on_text, on_round, watch))
 
     def generate(self, request: GenerationRequest) -> LocalGeneration:
         """Starts a checked request.
@@ -171,16 +176,17 @@ class LocalModel:
         Raises:
             InvalidArgumentError: The tree is larger than allowed.
         """
-        return self._start(request, None)
+        return self._start(request, None, None)
 
     async def _complete(
         self,
         incoming: IncomingRequest,
         on_text: Callable[[RoundEvent], None] | None,
         on_round: Callable[[Round], None] | None,
+        watch: Callable[[TreePolicy], TreePolicy] | None,
     ) -> Completion:
         request = self._validator.validate(incoming, self.models())
-        generation = self._start(request.generation, on_round)
+        generation = self._start(request.generation, on_round, watch)
         progress = Progress()
         async with aclosing(stream_completion(generation, request, self._tokenizer)) as events:
             async for event in events:
@@ -190,7 +196,10 @@ class LocalModel:
         return progress.completion()
 
     def _start(
-        self, request: GenerationRequest, on_round: Callable[[Round], None] | None
+        self,
+        request: GenerationRequest,
+        on_round: Callable[[Round], None] | None,
+        watch: Callable[[TreePolicy], TreePolicy] | None,
     ) -> LocalGeneration:
         sampling = request.sampling
         if not sampling.greedy:
@@ -205,11 +214,13 @@ class LocalModel:
             max_tokens=request.max_tokens,
             eos_token_ids=frozenset(() if request.ignore_eos else self._model.eos_token_ids),
         )
-        shape = self._shape(request.speculation)
+        policy = self._policy(request.speculation)
+        if watch is not None and policy is not None and not isinstance(policy, NgramPolicy):
+            policy = watch(policy)
         decoder = Decoder(
             session,
             self._workers,
-            Eagle2Policy(shape) if shape is not None else None,
+            policy,
             limits=self._limits,
             deadlines=self._deadlines,
             clock=self._clock,
@@ -219,25 +230,17 @@ class LocalModel:
             session.session_id, self._model.id, len(session.prompt), sampling.seed, trace_id=""
         )
         account = GenerationAccount(
-            self._clock.now_ns(), len(session.prompt), speculates=shape is not None
+            self._clock.now_ns(), len(session.prompt), speculates=policy is not None
         )
         return LocalGeneration(started, session, decoder, account, self._clock, on_round)
 
-    def _shape(self, asked: SpeculationOptions) -> TreeShape | None:
-        default = self._config.speculation
-        enabled = default.enabled if asked.enabled is None else asked.enabled
-        shape = TreeShape(
-            depth=default.depth if asked.depth is None else asked.depth,
-            top_k=default.top_k if asked.top_k is None else asked.top_k,
-            num_draft_tokens=(
-                default.num_draft_tokens
-                if asked.num_draft_tokens is None
-                else asked.num_draft_tokens
-            ),
-        )
-        if enabled and not self._has_draft and asked.enabled:
+    def _policy(self, asked: SpeculationOptions) -> Policy | None:
+        policy = self._policies.choose(asked)
+        if policy is None or self._has_draft or isinstance(policy, NgramPolicy):
+            return policy
+        if asked.enabled:
             raise InvalidArgumentError("speculation", "on", "off: no draft is loaded")
-        return shape if enabled and self._has_draft else None
+        return None
 
 
 class LocalGeneration:

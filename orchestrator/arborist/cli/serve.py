@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from arborist.cli.servable_draft import with_servable_draft
 from arborist.cli.stop_signals import StopSignals
 from arborist.common.config import ArboristConfig, load_config
 from arborist.common.logging_setup import configure_logging
 from arborist.common.shipped import shipped_path
+from arborist.common.tree_file import read_tree_file
+from arborist.core.policy_settings import POLICY_NAMES
 from arborist.orchestrator.ray_config import apply_ray_environment
 
 if TYPE_CHECKING:
@@ -41,8 +44,14 @@ def serve(
         str | None, typer.Option(help="Target: folder or hub name; unset = the embedded pair.")
     ] = None,
     draft_model: Annotated[
-        str | None, typer.Option(help="EAGLE head: folder or hub name; unset = the embedded pair.")
+        str | None,
+        typer.Option(
+            "--draft",
+            "--draft-model",
+            help="EAGLE head of any format: folder or hub name; unset = the embedded pair.",
+        ),
     ] = None,
+    draft_revision: Annotated[str | None, typer.Option(help="Revision of a hub draft.")] = None,
     name: Annotated[str | None, typer.Option(help="Served name.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16, for both workers.")
@@ -54,6 +63,12 @@ def serve(
     top_k: Annotated[int | None, typer.Option(help="Frontier width, children per node.")] = None,
     num_draft_tokens: Annotated[
         int | None, typer.Option(help="Drafted nodes verified per round, root excluded.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help=f"How trees are made: {', '.join(POLICY_NAMES)}.")
+    ] = None,
+    tree_file: Annotated[
+        Path | None, typer.Option(help="Tree of eagle1_static: JSON list of paths.")
     ] = None,
     trace_file: Annotated[
         Path | None, typer.Option(help="Append spans of all processes here, JSON lines.")
@@ -71,17 +86,23 @@ def serve(
         "target.name": name,
         "target.dtype": dtype,
         "draft.model": draft_model,
+        "draft.revision": draft_revision,
         "draft.dtype": dtype,
         "speculation.enabled": speculation,
         "speculation.depth": depth,
         "speculation.top_k": top_k,
         "speculation.num_draft_tokens": num_draft_tokens,
+        "speculation.policy": policy,
+        "speculation.tree_file": tree_file,
         "telemetry.trace_file": trace_file,
         "telemetry.log_level": log_level,
         "telemetry.log_format": log_format,
     }
     settings = load_config(config or shipped_path(LOCAL_CONFIG), flags)
+    if settings.speculation.tree_file is not None:
+        read_tree_file(settings.speculation.tree_file)  # What is wrong with it is said at once.
     configure_logging(settings.telemetry, "serve")
+    settings = with_servable_draft(settings)
     apply_ray_environment(settings.ray.address)
     # After the environment is set: this imports Ray.
     from arborist.orchestrator.app_cluster import RayCluster

@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
+from arborist.cli.servable_draft import with_servable_draft
 from arborist.common.config import ArboristConfig, load_config
+from arborist.common.logging_setup import configure_logging
 from arborist.common.threads_config import apply_thread_environment
 
 ConfigOption = Annotated[
@@ -73,13 +75,20 @@ def serve_target(
 def serve_draft(
     config: ConfigOption = None,
     model: Annotated[
-        str | None, typer.Option(help="Head folder or hub name; unset = the embedded pair's.")
+        str | None,
+        typer.Option(help="Head of any format, folder or hub name; unset = the embedded pair's."),
     ] = None,
     revision: Revision = None,
     target_model: Annotated[
         str | None, typer.Option(help="Target the head belongs to (its embedding and LM head).")
     ] = None,
     target_revision: Annotated[str | None, typer.Option(help="Revision of a hub target.")] = None,
+    vocabulary_file: Annotated[
+        Path | None, typer.Option(help="Draft these ids only: JSON list, most frequent first.")
+    ] = None,
+    vocabulary_size: Annotated[
+        int | None, typer.Option(help="Take so many ids of --vocabulary-file.")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     host: Host = None,
@@ -99,6 +108,8 @@ def serve_draft(
         "draft.revision": revision,
         "draft.target_model": target_model,
         "draft.target_revision": target_revision,
+        "draft.vocabulary_file": vocabulary_file,
+        "draft.vocabulary_size": vocabulary_size,
         "draft.device": device,
         "draft.dtype": dtype,
         "draft.host": host,
@@ -125,4 +136,7 @@ def register(app: typer.Typer) -> None:
 def _run(role: str, settings: ArboristConfig, num_threads: int) -> None:
     # Before torch is imported, which the worker's module does.
     apply_thread_environment(num_threads)
+    configure_logging(settings.telemetry, role)
+    if role == "draft":
+        settings = with_servable_draft(settings)
     import_module(f"arborist.{role}.__main__").run(settings)

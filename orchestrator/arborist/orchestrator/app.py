@@ -72,9 +72,11 @@ def located(config: ArboristConfig) -> ArboristConfig:
             else config.draft.model,
             "target_model": _absolute(config.draft.resolved_target_model()),
             "name": config.draft.served_name(),
+            "vocabulary_file": config.draft.vocabulary_file
+            and config.draft.vocabulary_file.absolute(),
         }
     )
-    trace_file = config.telemetry.trace_file
+    trace_file, tree_file = config.telemetry.trace_file, config.speculation.tree_file
     return config.model_copy(
         update={
             # The name is decided before the embedded pair becomes a path like any other.
@@ -84,6 +86,9 @@ def located(config: ArboristConfig) -> ArboristConfig:
             "draft": draft,
             "telemetry": config.telemetry.model_copy(
                 update={"trace_file": trace_file and trace_file.absolute()}
+            ),
+            "speculation": config.speculation.model_copy(
+                update={"tree_file": tree_file and tree_file.absolute()}
             ),
         }
     )

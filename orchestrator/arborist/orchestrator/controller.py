@@ -23,8 +23,7 @@ from arborist.core.errors import (
     UnavailableError,
     UnknownModelError,
 )
-from arborist.core.policy import Eagle2Policy
-from arborist.core.shape import TreeShape
+from arborist.core.policies import Policy
 from arborist.orchestrator.admission import Admission
 from arborist.orchestrator.clock import Clock, SystemClock
 from arborist.orchestrator.deadlines import DeadlinePolicy, Deadlines
@@ -34,16 +33,17 @@ from arborist.orchestrator.generation import (
     Generation,
     GenerationRequest,
     ServedModel,
-    SpeculationOptions,
     Started,
 )
 from arborist.orchestrator.generation_account import GenerationAccount
+from arborist.orchestrator.policy_choice import PolicyChoice
 from arborist.orchestrator.round import Round
 from arborist.orchestrator.running_generation import Attempt, GenerationPorts, RunningGeneration
 from arborist.orchestrator.session import Session
 from arborist.orchestrator.spans import GenerationTrace, begin_trace
 from arborist.orchestrator.worker_connection import ConnectionSettings
 from arborist.orchestrator.worker_pool import GrpcWorkerPool, SessionWorkers
+from arborist.orchestrator.worker_watch import WorkerWatch
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ class Controller:
         self._admission = Admission(
             config.controller.max_sessions, config.controller.max_queued_requests, metrics.set_load
         )
+        self._policies = PolicyChoice(config.speculation)
         self._deadlines = Deadlines(_deadline_policy(config))
         self._limits = DecodeLimits(prefill_chunk_tokens=config.controller.prefill_chunk_tokens)
         self._status = StatusLine(self._clock.now_ns() / 1e9)
@@ -98,17 +99,20 @@ class Controller:
         self._created_s: dict[str, int] = {}
         self._num_requests = 0
         self._stopping = False
-        self._status_task: asyncio.Task[None] | None = None
+        self._watch = WorkerWatch(self.workers, metrics)
+        self._tasks: list[asyncio.Task[None]] = []
 
     # ---- life ------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Connects to the workers in the background and begins the status lines."""
+        """Connects to the workers in the background, begins status lines and worker metrics."""
         await self.workers.start()
         self._metrics.watch_dropped_spans(lambda: self._recorder.num_dropped)
-        self._status_task = asyncio.get_running_loop().create_task(
-            self._log_status(), name="status-line"
-        )
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._log_status(), name="status-line"),
+            loop.create_task(self._watch.run(), name="worker-watch"),
+        ]
 
     async def wait_ready(self, timeout_s: float, *, want_draft: bool = False) -> None:
         """Waits for the first target, and for a draft if one is expected.
@@ -143,9 +147,9 @@ class Controller:
         for one in running:
             one.abort(UnavailableError("the server stops", retry_after_ms=1000))
         await asyncio.gather(*decoding, return_exceptions=True)
-        if self._status_task is not None:
-            self._status_task.cancel()
-            await asyncio.gather(self._status_task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.workers.aclose()
 
     @property
@@ -199,7 +203,7 @@ class Controller:
         arrived_ns = self._clock.now_ns()
         model = self._choose(request.model)
         _check(request, model)
-        shape = self._shape(request.speculation)
+        policy = self._policies.choose(request.speculation)
         ticket = self._admission.enter()
         sampling = request.sampling
         if sampling.greedy:
@@ -225,8 +229,8 @@ class Controller:
         generation = RunningGeneration(
             started,
             ticket,
-            lambda attempt: self._begin(request, model, shape, trace, started, attempt),
-            GenerationAccount(arrived_ns, started.prompt_tokens, shape is not None),
+            lambda attempt: self._begin(request, model, policy, trace, started, attempt),
+            GenerationAccount(arrived_ns, started.prompt_tokens, policy is not None),
             trace,
             GenerationPorts(self._metrics, self._status, self._clock, self._ended),
         )
@@ -237,7 +241,7 @@ class Controller:
         self,
         request: GenerationRequest,
         model: ModelInfo,
-        shape: TreeShape | None,
+        policy: Policy | None,
         trace: GenerationTrace,
         started: Started,
         attempt: int,
@@ -254,7 +258,7 @@ class Controller:
         decoder = Decoder(
             session,
             SessionWorkers(self.workers, model.name, self._target_wait_s),
-            Eagle2Policy(shape) if shape is not None else None,
+            policy,
             limits=self._limits,
             deadlines=self._deadlines,
             clock=self._clock,
@@ -283,25 +287,6 @@ class Controller:
         raise UnknownModelError(
             f"model is not served: must be one of {known}", metadata={"field": "model"}
         )
-
-    def _shape(self, asked: SpeculationOptions) -> TreeShape | None:
-        """Returns the tree's bounds, or None for plain decoding."""
-        config = self._config.speculation
-        enabled = config.enabled if asked.enabled is None else asked.enabled
-        limits = {
-            "depth": config.max_depth,
-            "top_k": config.max_top_k,
-            "num_draft_tokens": config.max_num_draft_tokens,
-        }
-        values: dict[str, int] = {}
-        for name, limit in limits.items():
-            value = getattr(asked, name)
-            values[name] = getattr(config, name) if value is None else value
-            if not 1 <= values[name] <= limit:
-                raise InvalidArgumentError(
-                    f"speculation.{name}", values[name], f"an integer in [1, {limit}]"
-                )
-        return TreeShape(**values) if enabled else None
 
     async def _log_status(self) -> None:
         while True:

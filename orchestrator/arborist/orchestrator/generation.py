@@ -23,12 +23,14 @@ class SpeculationOptions:
         depth: Levels below the root, in [1, the server's max_depth].
         top_k: Frontier width and children per node, in [1, the server's max_top_k].
         num_draft_tokens: Drafted nodes verified per round, in [1, the server's limit].
+        policy: How the tree is made, one of core.policy_settings.POLICY_NAMES.
     """
 
     enabled: bool | None = None
     depth: int | None = None
     top_k: int | None = None
     num_draft_tokens: int | None = None
+    policy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ _CARRIED = {
     "ignore_eos": _SWITCH,
     "min_p": _NUMBER,
     "model": _TEXT,
+    "policy": _TEXT,
     "prompt": _TEXT,
     "role": _TEXT,
     "seed": "an unsigned 64-bit integer",
@@ -75,7 +76,7 @@ def write_request(
         _set(message.sampling, name, value)
     _extend(message.stop, (stop,) if isinstance(stop, str) else stop, "stop")
     if speculation is not None:
-        for name in ("enabled", "depth", "top_k", "num_draft_tokens"):
+        for name in ("enabled", "depth", "top_k", "num_draft_tokens", "policy"):
             _set(message.speculation, name, getattr(speculation, name), prefix="speculation.")
     _set(message, "ignore_eos", ignore_eos)
     return message

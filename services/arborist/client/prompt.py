@@ -33,9 +33,11 @@ class Speculation:
         depth: Levels below the root, in [1, 16].
         top_k: Frontier width and children per node, in [1, 32].
         num_draft_tokens: Drafted nodes verified per round, in [1, 256].
+        policy: How the tree is made: eagle2, eagle1_static, chain, dynamic_depth, ...
     """
 
     enabled: bool | None = None
     depth: int | None = None
     top_k: int | None = None
     num_draft_tokens: int | None = None
+    policy: str | None = None

@@ -24,7 +24,13 @@ from pydantic_settings import (
 )
 
 from arborist.common.default_pair import default_pair_directory
+from arborist.common.vocabulary_file import read_vocabulary_file
 from arborist.core.errors import ArboristError, ErrorCode
+from arborist.core.policy_settings import (
+    DEFAULT_MIN_FRONTIER_LOGPROB,
+    LOWEST_FRONTIER_LOGPROB,
+    PolicyName,
+)
 from arborist.core.shape import MAX_DEPTH, MAX_NUM_DRAFT_TOKENS, MAX_TOP_K, TreeShape
 
 ENV_PREFIX = "ARBORIST_"
@@ -141,10 +147,39 @@ class DraftWorkerConfig(WorkerConfig):
         description="Target whose embedding and LM head are used; unset = target.model.",
     )
     target_revision: str | None = Field(default=None, description="Revision of a hub target_model.")
+    vocabulary_file: Path | None = Field(
+        default=None,
+        description="Draft these tokens only: JSON list of ids, most frequent first (FR-Spec).",
+    )
+    vocabulary_size: int | None = Field(
+        default=None, ge=1, description="Take so many ids of vocabulary_file; unset = all."
+    )
+    num_threads: int = Field(
+        default=1,
+        ge=0,
+        le=1024,
+        description="Compute threads on CPU; 0 = every core of this process. One layer gains "
+        "little from a second thread, and on two cores loses more by waiting for it.",
+    )
+    run_ahead: bool = Field(
+        default=False,
+        description="Compute the next level while the newest one travels to the controller: for "
+        "workers on machines of their own; where they share cores it only gets in the way.",
+    )
     port: Port = Field(default=9101, description="gRPC port; 0 = any.")
     metrics_port: MetricsPort = Field(
         default=9465, description="Prometheus port; 0 = any, -1 = off."
     )
+
+    def token_ids(self) -> list[int] | None:
+        """Returns the ids to draft; None = the whole vocabulary.
+
+        Raises:
+            InvalidArgumentError: vocabulary_file is no list of ids, or too short.
+        """
+        if self.vocabulary_file is None:
+            return None
+        return read_vocabulary_file(self.vocabulary_file, self.vocabulary_size)
 
     def resolved_target_model(self) -> str:
         """Returns the folder or hub name of the target the draft belongs to.
@@ -159,6 +194,17 @@ class SpeculationConfig(Section):
     """Speculation unless a request says otherwise, and how far a request may go."""
 
     enabled: bool = Field(default=True, description="Draft at all.")
+    policy: PolicyName = Field(default="eagle2", description="How the tree is made.")
+    tree_file: Path | None = Field(
+        default=None,
+        description="Tree of eagle1_static: JSON list of paths; unset = EAGLE-1's 25 nodes.",
+    )
+    min_frontier_logprob: float = Field(
+        default=DEFAULT_MIN_FRONTIER_LOGPROB,
+        ge=LOWEST_FRONTIER_LOGPROB,
+        le=0,
+        description="dynamic_depth stops when its frontier's log-probability is lower.",
+    )
     depth: int = Field(
         default=_SHAPE.depth, ge=1, le=MAX_DEPTH, description="Levels below the root."
     )

@@ -78,6 +78,8 @@ class DraftTree:
         self._tokens: list[IntArray] = [level.tokens[0]]
         self._scores: list[FloatArray] = [np.minimum(level.logprobs[0], np.float32(0))]
         self._parents: list[IntArray] = [np.full(level.tokens.shape[1], -1, dtype=np.int64)]
+        self._expanded: list[IntArray] = []
+        self._newest_logprobs = self._scores[0]
         self._newest_offset = 0
         self.num_levels = 1
 
@@ -89,6 +91,23 @@ class DraftTree:
     def newest_scores(self) -> FloatArray:
         """Returns cumulative log-probs of the newest level, shape (candidates,)."""
         return self._scores[-1]
+
+    @property
+    def newest_logprobs(self) -> FloatArray:
+        """Returns each newest node's own log-prob given its parent, shape (candidates,)."""
+        return self._newest_logprobs
+
+    @property
+    def newest_offset(self) -> int:
+        """Returns the pool index of the newest level's first candidate."""
+        return self._newest_offset
+
+    @property
+    def expanded(self) -> IntArray:
+        """Returns pool indices of the expanded nodes, in order of expansion; int64."""
+        if not self._expanded:
+            return np.empty(0, dtype=np.int64)
+        return np.concatenate(self._expanded)
 
     def frontier(self, width: int) -> IntArray:
         """Returns the newest level's best nodes, the only ones expanded (EAGLE-2 §4.1).
@@ -111,10 +130,12 @@ class DraftTree:
             raise ValueError("an expansion has one row per frontier node")
         children = np.minimum(level.logprobs, np.float32(0))  # [F, k]
         scores = self._scores[-1][frontier, None] + children  # [F, k] fp32
-        parents = np.repeat(frontier + self._newest_offset, level.tokens.shape[1])  # [F·k]
+        self._expanded.append(frontier + self._newest_offset)  # [F]
+        parents = np.repeat(self._expanded[-1], level.tokens.shape[1])  # [F·k]
         self._newest_offset = len(self)
         self._tokens.append(level.tokens.reshape(-1))
         self._scores.append(scores.reshape(-1).astype(np.float32, copy=False))
+        self._newest_logprobs = children.reshape(-1)
         self._parents.append(parents)
         self.num_levels += 1
 

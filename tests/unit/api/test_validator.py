@@ -156,6 +156,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "41",
         "[1, 40]",
     ),
+    "unknown policy": (
+        {"speculation": tree(policy="medusa\n")},
+        "speculation.policy",
+        "medusa\\n",
+        "eagle1_static",
+    ),
     "tree size with speculation off": (
         {"speculation": tree(enabled=False, depth=7)},
         "speculation.depth",
@@ -275,7 +281,7 @@ def test_everything_a_request_says_reaches_the_controller(validator: Validator) 
         min_p=0.1,
         seed=42,
         stop=("x",),
-        speculation=tree(enabled=True, depth=2, top_k=3, num_draft_tokens=4),
+        speculation=tree(enabled=True, depth=2, top_k=3, num_draft_tokens=4, policy="chain"),
         traceparent=f"00-{'a' * 32}-{'b' * 16}-01",
     )
 

@@ -97,6 +97,8 @@ def test_figures_of_a_mode() -> None:
     assert figures["tokens_per_s"] == 3.0
     assert figures["tau"] == 2.0
     assert figures["bytes_per_round"] == 4.0
+    assert figures["draft_tokens_per_round"] == 4.0
+    assert figures["draft_calls_per_round"] == 1.0
     assert figures["outputs_equal_to_plain"] == 0
     assert figures["flips_per_1000_tokens"] == 200.0
     assert figures["round_ms"] == {

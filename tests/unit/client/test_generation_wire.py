@@ -38,6 +38,7 @@ PLAIN: dict[str, Any] = {
         ("a", {"temperature": "hot"}, "temperature", "number"),
         ("a", {"stop": ["x", 3]}, "stop[1]", "UTF-8"),
         ("a", {"speculation": Speculation(depth=2**40)}, "speculation.depth", "32-bit"),
+        ("a", {"speculation": Speculation(policy="\udc80")}, "speculation.policy", "UTF-8"),
     ],
 )
 def test_what_no_message_can_carry_is_refused(prompt, change, field: str, limit: str) -> None:

@@ -12,11 +12,12 @@ from arborist.core.tree import Level
 
 @dataclass(frozen=True)
 class Candidate:
-    """A scored candidate: the path of tokens from the root, and its log-prob."""
+    """A scored candidate: path of tokens from the root, its log-prob, the last token's own."""
 
     path: tuple[int, ...]
     parent: int
     score: np.float32
+    own: np.float32
 
     @property
     def depth(self) -> int:
@@ -41,13 +42,18 @@ class NaivePool:
                 else (self.candidates[parent].path, self.candidates[parent].score)
             )
             for token, logprob in zip(level.tokens[row], level.logprobs[row], strict=True):
-                child = Candidate((*path, int(token)), parent, np.float32(score + logprob))
+                total, own = np.float32(score + logprob), np.float32(logprob)
+                child = Candidate((*path, int(token)), parent, total, own)
                 self.candidates.append(child)
         self.newest = list(range(begin, len(self.candidates)))
 
     def frontier(self, width: int) -> list[int]:
         """Pool indices of the newest level's best; the smaller index first on ties."""
         return sorted(self.newest, key=lambda i: (-self.candidates[i].score, i))[:width]
+
+    def frontier_by_own(self, width: int) -> list[int]:
+        """The same by the log-prob of the node alone, whatever its parent's."""
+        return sorted(self.newest, key=lambda i: (-self.candidates[i].own, i))[:width]
 
     def rerank(self, count: int) -> list[int]:
         """Takes the best remaining candidate `count` times; the shallower first on ties."""

@@ -12,6 +12,7 @@ import grpc.aio
 
 from arborist.common import target_wire, wire
 from arborist.common.attach import Attached, StreamLane
+from arborist.common.command import Opened
 from arborist.common.server import server_options
 from arborist.common.worker_info import WorkerInfo
 from arborist.core.engine import ModelInfo
@@ -25,9 +26,7 @@ Answer = Callable[[pb.TargetCommand], Awaitable[list[pb.TargetResult]]]
 
 def opened(command: pb.TargetCommand) -> pb.TargetResult:
     """A successful answer to Open, whatever was asked."""
-    return target_wire.target_results(command.command_id, target_wire.Opened(1), 0.5, 1.5, 1 << 18)[
-        0
-    ]
+    return target_wire.target_results(command.command_id, Opened(1), 0.5, 1.5, 1 << 18)[0]
 
 
 async def open_at_once(command: pb.TargetCommand) -> list[pb.TargetResult]:
@@ -55,7 +54,14 @@ class ScriptedTarget(pb_grpc.TargetServiceServicer):
         info = WorkerInfo(self.worker_id, "0", "cpu", MODEL, 4096, 0, 0, 0, self.draining)
         return pb.TargetServiceGetInfoResponse(info=wire.worker_info_to_pb(info))
 
-    async def Connect(self, request_iterator, context):  # noqa: N802 - protobuf's name
+    async def Drain(self, request, context):  # noqa: N802 - protobuf's name
+        """No controller asks for this."""
+        raise NotImplementedError
+
+    # The stubs know only the kind that returns an iterator, not the one that writes by itself.
+    async def Connect(  # type: ignore[override]  # noqa: N802 - protobuf's name
+        self, request_iterator, context
+    ):
         """Serves one stream."""
         dropped = self.dropped
         first = await context.read()

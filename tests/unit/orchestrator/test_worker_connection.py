@@ -10,6 +10,7 @@ from tests.unit.orchestrator.scripted_worker import ScriptedTarget, opened, serv
 
 from arborist.common import target_wire
 from arborist.common.attach import StreamLane
+from arborist.common.command import Opened, Released
 from arborist.core.engine import PrefillResult, TargetOpen, VerifyResult
 from arborist.core.errors import (
     ArboristError,
@@ -164,7 +165,7 @@ async def test_a_release_lost_with_its_stream_is_said_again():
         if command.WhichOneof("command") == "release":
             seen.append(command.session_id)
             await acknowledge.wait()
-            return results(command, target_wire.Released())
+            return results(command, Released())
         return [opened(command)]
 
     servicer = ScriptedTarget(answer)
@@ -244,7 +245,7 @@ async def test_an_open_that_is_cancelled_frees_the_session():
         seen.append(command.WhichOneof("command"))
         if seen[-1] == "open":
             await asyncio.sleep(60)
-        return results(command, target_wire.Released())
+        return results(command, Released())
 
     async with connected(ScriptedTarget(answer)) as link:
         opening = asyncio.create_task(link.open("s", 1, REQUEST, 30.0))
@@ -328,7 +329,7 @@ async def test_a_verified_tree_comes_back_with_its_times():
         (VerifyResult((1,), 9, None), {}),
         (VerifyResult((1,), 9, features(2), [1, 2]), {"want_node_tokens": True}),
         (VerifyResult((1,), 9, features(2), [1, 2, 3, 64]), {"want_node_tokens": True}),
-        (target_wire.Opened(3), {}),
+        (Opened(3), {}),
     ],
     ids=[
         "descending",

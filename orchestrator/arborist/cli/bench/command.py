@@ -40,6 +40,18 @@ def bench(
         int | None,
         typer.Option(help="Drafted nodes per round (SGLang's or EAGLE's number minus 1)."),
     ] = None,
+    tree_file: Annotated[
+        Path | None, typer.Option(help="Tree of eagle1_static: JSON list of paths.")
+    ] = None,
+    min_frontier_logprob: Annotated[
+        float | None, typer.Option(help="Where dynamic_depth stops, in [-100, 0].")
+    ] = None,
+    vocabulary_file: Annotated[
+        Path | None, typer.Option(help="Draft these ids only: JSON list, most frequent first.")
+    ] = None,
+    vocabulary_size: Annotated[
+        int | None, typer.Option(min=1, help="Take so many ids of --vocabulary-file.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens per output.")] = 128,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     repetitions: Annotated[int, typer.Option(min=1, max=1000, help="Interleaved.")] = 5,
@@ -60,6 +72,7 @@ def bench(
     from arborist.cli.bench.contest import MODES, BenchSettings
     from arborist.cli.bench.questions import read_questions
     from arborist.common.config import load_config
+    from arborist.common.tree_file import read_tree_file
 
     chosen = tuple(name.strip() for name in modes.split(",") if name.strip())
     for name in chosen:
@@ -70,8 +83,16 @@ def bench(
     if dtype not in DTYPES:
         raise InvalidArgumentError("--dtype", dtype, "fp32, bf16 or fp16")
     config = load_config(
-        None, {"target.model": target, "draft.model": draft, "draft.target_model": target}
+        None,
+        {
+            "target.model": target,
+            "draft.model": draft,
+            "draft.target_model": target,
+            "speculation.tree_file": tree_file,
+            "speculation.min_frontier_logprob": min_frontier_logprob,
+        },
     )
+    chosen_tree = config.speculation.tree_file
     default = config.speculation.shape()
     settings = BenchSettings(
         target=config.target.resolved_model(),
@@ -89,6 +110,10 @@ def bench(
         repetitions=repetitions,
         tracing=tracing,
         trace_file=trace_file,
+        tree_paths=None if chosen_tree is None else read_tree_file(chosen_tree),
+        min_frontier_logprob=config.speculation.min_frontier_logprob,
+        vocabulary_file=vocabulary_file,
+        vocabulary_size=vocabulary_size,
     )
     questions = read_questions(prompts, num_prompts)
     report = uvloop.run(_run(settings, questions))
@@ -131,7 +156,10 @@ async def _run(settings: Any, questions: Any) -> dict[str, Any]:
 def _settings(settings: Any) -> dict[str, Any]:
     values: dict[str, Any] = asdict(settings)
     shape = values.pop("shape")
+    values["tree_paths"] = settings.tree_paths and settings.tree_paths.paths
     values["trace_file"] = str(settings.trace_file) if settings.trace_file else None
+    ids = settings.vocabulary_file
+    values["vocabulary_file"] = ids.name if ids else None
     for name in ("target", "draft"):  # The folder's name says enough; paths are nobody's business.
         values[name] = Path(values[name]).name
     values.update(shape, modes=list(settings.modes))
@@ -166,11 +194,12 @@ def _print(report: dict[str, Any]) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)  # In a log every column counts.
+        console = Console(width=190)  # In a log every column counts.
     table = Table(title=_title(report))
-    columns = ("mode", "tokens/s", "quartiles", "tau", "bytes/round", "loops", "= plain")
+    columns: tuple[str, ...] = ("mode", "tokens/s", "quartiles", "tau", "bytes/round", "loops")
+    columns = (*columns, "= plain", "nodes", "draft calls")
     for column in (*columns, "draft ms", "verify ms", "transport ms", "controller ms", "round ms"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=column == "mode")
     for name, row in report["modes"].items():
         times = row["round_ms"] or {}
         equal = row.get("outputs_equal_to_plain")
@@ -182,6 +211,8 @@ def _print(report: dict[str, Any]) -> None:
             _text(row["bytes_per_round"]),
             f"{row['loop_share']:.0%}",
             "" if equal is None else f"{equal}/{row['prompts']}",
+            _text(row["draft_tokens_per_round"]),
+            _text(row["draft_calls_per_round"]),
             *(
                 _text(times.get(key))
                 for key in ("draft_compute", "verify_compute", "transport", "controller", "total")

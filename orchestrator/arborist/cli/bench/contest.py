@@ -18,8 +18,10 @@ from arborist.common.config import TelemetryConfig
 from arborist.common.startup_objects import freeze_startup_objects
 from arborist.common.telemetry import SpanRecorder, build_span_recorder
 from arborist.core.errors import InvalidArgumentError, UnavailableError
-from arborist.core.policy import Eagle2Policy
+from arborist.core.policies import Policy, policy_by_name
+from arborist.core.policy_settings import DEFAULT_MIN_FRONTIER_LOGPROB, POLICY_NAMES
 from arborist.core.shape import TreeShape
+from arborist.core.tree_paths import TreePaths
 from arborist.orchestrator.api.incoming import ChatTurn
 from arborist.orchestrator.api.tokenizer import Tokenizer
 from arborist.orchestrator.directory import FixedDirectory
@@ -27,7 +29,7 @@ from arborist.orchestrator.links import WorkerPool
 from arborist.orchestrator.local_links import FixedWorkers, LocalDraftLink, LocalTargetLink
 from arborist.orchestrator.worker_pool import GrpcWorkerPool, SessionWorkers
 
-MODES = ("hf_generate", "plain", "monolith", "eagle2")
+MODES = ("hf_generate", "plain", "monolith", *POLICY_NAMES)
 _START_S = 120.0
 _STOP_S = 10.0
 
@@ -40,15 +42,20 @@ class BenchSettings:
         target: Folder of the target.
         draft: Folder of the head.
         modes: Contestants, in the order they take turns.
-        shape: Tree of the modes that draft.
+        shape: Bounds of the tree, for every mode that drafts.
         max_tokens: Most tokens per output.
         dtype: float32, bfloat16 or float16, of every contestant.
         device: cpu or cuda:N, of every contestant.
-        num_threads: Compute threads of every contestant; 0 = every core.
+        num_threads: Compute threads of every contestant; 0 = as workers are configured, and every
+            core in process.
         repetitions: Times every prompt is decoded by every mode.
         kv_capacity_tokens: KV of each worker, in tokens.
         tracing: Whether every round is traced, as in production.
         trace_file: Where spans go; None = a file that is dropped afterwards.
+        tree_paths: Nodes of eagle1_static; None = EAGLE-1's own.
+        min_frontier_logprob: Where dynamic_depth stops.
+        vocabulary_file: Ids the head drafts, most frequent first; None = all.
+        vocabulary_size: So many of them; None = all.
     """
 
     target: str
@@ -63,6 +70,25 @@ class BenchSettings:
     kv_capacity_tokens: int = 8192
     tracing: bool = True
     trace_file: Path | None = None
+    tree_paths: TreePaths | None = None
+    min_frontier_logprob: float = DEFAULT_MIN_FRONTIER_LOGPROB
+    vocabulary_file: Path | None = None
+    vocabulary_size: int | None = None
+
+    def policy(self, mode: str) -> Policy | None:
+        """Returns the policy of a mode that runs the decode loop; None for plain decoding.
+
+        Raises:
+            InvalidArgumentError: The static tree has nothing within the shape.
+        """
+        if mode == "plain":
+            return None
+        return policy_by_name(
+            "eagle2" if mode == "monolith" else mode,
+            self.shape,
+            paths=self.tree_paths,
+            min_frontier_logprob=self.min_frontier_logprob,
+        )
 
 
 @dataclass(slots=True)
@@ -171,16 +197,15 @@ async def open_contest(settings: BenchSettings, tokenizer: Tokenizer) -> AsyncIt
         remote: WorkerPool | None = None
         for name in settings.modes:
             make = partial(DecoderMode, name, eos_token_ids=facts.eos_token_ids, recorder=recorder)
-            policy = Eagle2Policy(settings.shape)
             if name == "hf_generate":
                 modes.append(HfGenerateMode(load_hf(settings), facts.eos_token_ids))
             elif name == "monolith":
                 target, draft = load_local(settings)
                 local = FixedWorkers(LocalTargetLink(target), LocalDraftLink(draft))
-                modes.append(make(workers=local, policy=policy))
+                modes.append(make(workers=local, policy=settings.policy(name)))
             else:
                 remote = remote or await _start_workers(settings, trace_file, stack)
-                modes.append(make(workers=remote, policy=policy if name == "eagle2" else None))
+                modes.append(make(workers=remote, policy=settings.policy(name)))
         freeze_startup_objects()
         yield Contest(settings, modes, tokenizer, facts.context_length)
 
@@ -192,12 +217,13 @@ async def _start_workers(
     common = [
         f"--device={settings.device}",
         f"--dtype={settings.dtype}",
-        f"--num-threads={settings.num_threads}",
         f"--kv-capacity-tokens={settings.kv_capacity_tokens}",
         "--host=127.0.0.1",
         "--port=0",
         "--metrics-port=-1",
     ]
+    if settings.num_threads:  # Otherwise as every deployment has it.
+        common.append(f"--num-threads={settings.num_threads}")
     roles = {
         "target": ["serve-target", f"--model={settings.target}"],
         "draft": [
@@ -206,6 +232,10 @@ async def _start_workers(
             f"--target-model={settings.target}",
         ],
     }
+    if settings.vocabulary_file is not None:
+        roles["draft"].append(f"--vocabulary-file={settings.vocabulary_file}")
+        if settings.vocabulary_size is not None:
+            roles["draft"].append(f"--vocabulary-size={settings.vocabulary_size}")
     addresses: dict[str, str] = {}
     for role, arguments in roles.items():
         spans = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from arborist.common.vocabulary_file import read_vocabulary_file
 from arborist.core.engine import DraftEngine, TargetEngine
 from arborist.core.errors import UnavailableError
 
@@ -69,11 +70,15 @@ def load_local(settings: BenchSettings) -> tuple[TargetEngine, DraftEngine]:
         dtype=settings.dtype,
         kv_capacity_tokens=capacity,
     )
+    ids = None
+    if settings.vocabulary_file is not None:
+        ids = read_vocabulary_file(settings.vocabulary_file, settings.vocabulary_size)
     draft = load_draft(
         settings.draft,
         settings.target,
         device=settings.device,
         dtype=settings.dtype,
         kv_capacity_tokens=capacity,
+        token_ids=ids,
     )
     return target, draft

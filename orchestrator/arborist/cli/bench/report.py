@@ -7,13 +7,23 @@ from statistics import median, quantiles
 from typing import Any
 
 from arborist.cli.bench.output import Output, first_difference
+from arborist.orchestrator.round import Round
 
 Json = dict[str, Any]
+_ACCEPTANCE = (
+    "tau",
+    "tau_loop_free",
+    "bytes_per_round",
+    "draft_tokens_per_round",
+    "draft_calls_per_round",
+)
 RATIOS = (
     ("eagle2", "hf_generate"),
     ("eagle2", "plain"),
     ("eagle2", "monolith"),
     ("plain", "hf_generate"),
+    ("eagle2", "eagle1_static"),
+    ("eagle2", "chain"),
 )
 
 
@@ -83,7 +93,7 @@ def _quartiles(values: Sequence[float]) -> list[float]:
 def _acceptance(outputs: Sequence[Output], decode_text: Callable[[list[int]], str]) -> Json:
     rounds = sum(len(output.rounds) for output in outputs)
     if rounds == 0:
-        return {"rounds": 0, "tau": None, "tau_loop_free": None, "bytes_per_round": None}
+        return {"rounds": 0, **dict.fromkeys(_ACCEPTANCE)}
     num_bytes = sum(
         len(decode_text(output.token_ids).encode())
         - len(decode_text(output.token_ids[:1]).encode())
@@ -95,10 +105,20 @@ def _acceptance(outputs: Sequence[Output], decode_text: Callable[[list[int]], st
         "tau": _tau(outputs),
         "tau_loop_free": _tau([output for output in outputs if not output.looping]),
         "bytes_per_round": round(num_bytes / rounds, 2),
+        "draft_tokens_per_round": round(
+            sum(one.num_draft_tokens for output in outputs for one in output.rounds) / rounds, 2
+        ),
+        "draft_calls_per_round": round(
+            sum(_draft_calls(one) for output in outputs for one in output.rounds) / rounds, 2
+        ),
         "rounds_without_draft": sum(
             not one.speculated for output in outputs for one in output.rounds
         ),
     }
+
+
+def _draft_calls(round_: Round) -> int:
+    return sum(phase.name in ("draft.extend", "draft.expand") for phase in round_.phases)
 
 
 def _tau(outputs: Sequence[Output]) -> float | None:

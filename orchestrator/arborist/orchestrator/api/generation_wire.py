@@ -48,6 +48,7 @@ def read_request(message: pb.GenerateRequest, traceparent: str) -> IncomingReque
             num_draft_tokens=(
                 speculation.num_draft_tokens if speculation.HasField("num_draft_tokens") else None
             ),
+            policy=speculation.policy if speculation.HasField("policy") else None,
         ),
         ignore_eos=message.ignore_eos,
         traceparent=traceparent,

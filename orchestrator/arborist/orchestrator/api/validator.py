@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from arborist.common.config import ControllerConfig, SpeculationConfig
 from arborist.common.traceparent import parse_traceparent
 from arborist.core.errors import InvalidArgumentError, UnavailableError, UnknownModelError
+from arborist.core.policy_settings import check_policy_name
 from arborist.core.sampling import SamplingParams
 from arborist.core.shape import MAX_DEPTH, MAX_NUM_DRAFT_TOKENS, MAX_TOP_K
 from arborist.orchestrator.api.incoming import (
@@ -200,6 +201,8 @@ class Validator:
             )
 
     def _check_speculation(self, options: SpeculationOptions) -> None:
+        if options.policy is not None:
+            check_policy_name(options.policy)
         limits = self._limits
         for name, value, largest in (
             ("depth", options.depth, limits.max_depth),

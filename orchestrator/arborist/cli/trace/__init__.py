@@ -1,0 +1,1 @@
+"""`arborist trace`: every round of a decoding, as data and as a drawing."""

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -240,6 +241,7 @@ async def test_a_slow_reader_pauses_its_session(target_engine):
         assert isinstance(round_, DeliveredRound)
         await generation.finish(FinishReason.STOP, 1)
         summary = await anext(generation)
+    assert isinstance(summary, Summary)
     assert summary.timing.total_ms >= 1000
     assert summary.completion_tokens == 1
 
@@ -248,7 +250,7 @@ async def test_a_draft_that_dies_is_not_missed(target_engine, reference):
     """The draft ends in the middle of a stream: the tokens go on, without speculation."""
     async with deployment(targets=[target_engine], drafts=[golden_draft()]) as running:
         generation = running.controller.generate(request(max_tokens=60))
-        tokens = []
+        tokens: list[int] = []
         async for event in generation:
             if isinstance(event, DeliveredRound):
                 tokens += event.token_ids
@@ -285,7 +287,7 @@ async def test_a_target_that_dies_is_replaced(draft_engine, reference):
     targets = [golden_target(), golden_target()]
     async with deployment(targets=targets, drafts=[draft_engine]) as running:
         generation = running.controller.generate(request(max_tokens=60))
-        tokens = []
+        tokens: list[int] = []
         async for event in generation:
             if isinstance(event, DeliveredRound):
                 tokens += event.token_ids
@@ -299,7 +301,7 @@ async def test_a_target_that_restarts_is_found_again(draft_engine, reference):
     """With one target the session waits for it to come back, then goes on: same tokens."""
     async with deployment(targets=[golden_target()], drafts=[draft_engine]) as running:
         generation = running.controller.generate(request(max_tokens=60))
-        tokens = []
+        tokens: list[int] = []
         async for event in generation:
             if isinstance(event, DeliveredRound):
                 tokens += event.token_ids
@@ -328,6 +330,8 @@ async def test_a_head_of_another_target_is_refused_and_not_used(target_engine, r
         assert done.tokens == reference(PROMPTS[0], MAX_TOKENS)
         assert done.summary.speculation.draft_tokens == 0
         assert running.controller.workers.num_misfits == 1
+        series = "arborist_draft_misfits_total"
+        await until(lambda: running.registry.get_sample_value(series) == 1)
 
 
 @pytest.mark.parametrize(
@@ -452,7 +456,7 @@ async def test_sessions_of_a_vanished_controller_are_released(target_engine, dra
         await anext(generation)
         await anext(generation)
         workers = running.controller.workers
-        links = (*workers.targets, *workers.drafts)
+        links: list[Any] = [*workers.targets, *workers.drafts]
         running.directory.targets.clear()
         running.directory.drafts.clear()
         workers._listed.clear()

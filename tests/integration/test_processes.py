@@ -53,6 +53,7 @@ class WorkerProcess:
     @property
     def address(self) -> str:
         """Where it listens; waits for its ready line."""
+        assert self.process.stdout is not None
         while not self._address:
             line = self.process.stdout.readline()
             assert line, "the worker did not start"
@@ -63,8 +64,7 @@ class WorkerProcess:
     def end(self) -> None:
         """Kills it, frozen or not."""
         self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        self.process.communicate()
 
 
 @pytest.fixture

@@ -172,6 +172,7 @@ async def test_detail_round_folds_levels_into_attributes(monkeypatch, target_eng
     check_connected(spans, root)
     rounds = [span for span in spans if span.name == "round"]
     assert len(rounds) == len(done.rounds) - 1
+    assert OPTIONS.depth is not None
     for span in rounds:
         names = span.attributes["phase_names"]
         assert names == [

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import ray
 
 from arborist.common.config import ArboristConfig, ConfigError, parse_config
 from arborist.core.errors import MismatchError, UnavailableError
-from arborist.orchestrator import app_membership, app_worker
+from arborist.orchestrator import app_worker
 from arborist.orchestrator.app import build_app, located
 from arborist.orchestrator.app_cluster import RayCluster
 from arborist.orchestrator.app_membership import reachable_address
@@ -79,7 +80,7 @@ def test_a_wildcard_is_advertised_as_the_node(
     monkeypatch: pytest.MonkeyPatch, bound: str, advertised: str | None, expected: str
 ) -> None:
     """Others cannot connect to a wildcard."""
-    monkeypatch.setattr(app_membership.ray.util, "get_node_ip_address", lambda: "10.1.2.3")
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.1.2.3")
 
     assert reachable_address(bound, advertised) == expected
 

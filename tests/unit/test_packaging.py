@@ -1,5 +1,7 @@
 """One distribution out of three roots: what the wheel carries, and what would break it."""
 
+import email
+import json
 import subprocess
 import sys
 import sysconfig
@@ -96,9 +98,56 @@ def test_the_wheel_carries_everything(wheel: Path) -> None:
     assert names == package_files() | shipped_files()
 
 
-def test_the_wheel_works_without_the_clone(wheel: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel installed by pip into a folder of its own; its dependencies are there already."""
+    folder = tmp_path_factory.mktemp("site")
+    options = ["--no-deps", "--no-index", "--no-compile", "--disable-pip-version-check"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, "--target", str(folder), str(wheel)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return folder
+
+
+def run_installed(site: Path, folder: Path, *arguments: str) -> str:
+    """Runs Python in an empty folder, with the wheel as the only Arborist; returns stdout."""
+    # -S leaves out the .pth file of the editable install, hence the clone.
+    path = f"{site}:{sysconfig.get_path('purelib')}:{sysconfig.get_path('platlib')}"
+    environment = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-S", *arguments],
+        cwd=folder,
+        env={**environment, "HOME": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_the_wheel_describes_itself(wheel: Path) -> None:
+    """Whoever finds the package reads the README, what it needs and under which licence it is."""
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [one for one in archive.namelist() if one.endswith(".dist-info/METADATA")]
+    text = archive.read(name).decode()
+    metadata = email.message_from_string(text)
+
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert text.endswith((REPOSITORY / "README.md").read_text(encoding="utf-8"))
+    assert metadata["License-Expression"] == "Apache-2.0"
+    # The sources of the pair that the wheel carries must be named wherever it goes.
+    assert metadata.get_all("License-File") == ["LICENSE", "models/NOTICE"]
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert metadata["Keywords"]
+
+
+def test_the_wheel_works_without_the_clone(site: Path, tmp_path: Path) -> None:
     """Installed into an empty folder, it imports and finds the default pair inside itself."""
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
         "import arborist.v1.generation_pb2_grpc\n"
         "from arborist.common.default_pair import default_pair_directory\n"
@@ -106,20 +155,20 @@ def test_the_wheel_works_without_the_clone(wheel: Path, tmp_path: Path) -> None:
         "print(default_pair_directory())\n"
         "print(shipped_path('deploy/ray/local.yaml'))\n"
     )
-    # -S leaves out the .pth file of the editable install, hence the clone.
-    path = f"{tmp_path / 'site'}:{sysconfig.get_path('purelib')}:{sysconfig.get_path('platlib')}"
-    run = subprocess.run(
-        [sys.executable, "-S", "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
-    assert run.returncode == 0, run.stderr
-    site = tmp_path / "site/arborist"
-    assert run.stdout.split() == [
-        str(site / "models/default"),
-        str(site / "deploy/ray/local.yaml"),
+    assert run_installed(site, tmp_path, "-c", code).split() == [
+        str(site / "arborist/models/default"),
+        str(site / "arborist/deploy/ray/local.yaml"),
     ]
+
+
+def test_the_installed_command_generates_with_its_own_pair(site: Path, tmp_path: Path) -> None:
+    """`arborist generate --local` in an empty folder decodes with what the wheel carries."""
+    command = ["generate", "--local", "--max-tokens", "12", "--ignore-eos", "--json", "--chat"]
+    arborist = str(site / "bin/arborist")
+    answer = json.loads(run_installed(site, tmp_path, arborist, *command, "What is a mutex?"))
+
+    assert answer["usage"]["completion_tokens"] == len(answer["token_ids"]) == 12
+    assert answer["speculation"]["draft_tokens"] > 0
+    assert answer["text"]
+    assert list(tmp_path.iterdir()) == []

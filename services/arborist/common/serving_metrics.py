@@ -72,6 +72,18 @@ class ServingMetrics:
         self._running = _gauge(registry, "num_requests_running", "Requests being decoded.")
         self._waiting = _gauge(registry, "num_requests_waiting", "Requests waiting.")
         self._dropped_spans = _gauge(registry, "dropped_spans", "Spans that were not delivered.")
+        self._late_results = _counter(
+            registry, "late_results", "Workers' results dropped because their deadline had passed."
+        )
+        self._misfits = _counter(
+            registry, "draft_misfits", "Pairs of draft and target refused because they do not fit."
+        )
+        self._kv_usage = _gauge(
+            registry,
+            "kv_cache_usage_perc",
+            "KV positions reserved at the connected workers, as a share of all: 1 = full.",
+            "role",
+        )
         self._queue_s = _histogram(
             registry, "request_queue_time_seconds", "Wait before decoding.", _FIRST_TOKEN_S
         )
@@ -103,6 +115,23 @@ class ServingMetrics:
     def watch_dropped_spans(self, count: Callable[[], float]) -> None:
         """Reads the number of lost spans whenever somebody asks for the metrics."""
         self._dropped_spans.set_function(count)
+
+    def count_late_results(self, count: int) -> None:
+        """Takes how many more results came after their deadline."""
+        self._late_results.inc(count)
+
+    def count_misfits(self, count: int) -> None:
+        """Takes how many more pairs of draft and target were refused."""
+        self._misfits.inc(count)
+
+    def set_kv_usage(self, role: str, share: float) -> None:
+        """Takes the share of KV positions that is reserved.
+
+        Args:
+            role: ``draft`` or ``target``.
+            share: In [0, 1], over all connected workers of the role; 0 when there is none.
+        """
+        self._kv_usage.labels(role).set(share)
 
     def observe_admission(self, prompt_tokens: int, queue_s: float) -> None:
         """Takes a request that begins to be decoded."""
@@ -151,8 +180,8 @@ def _counter(registry: CollectorRegistry, stem: str, text: str, *labels: str) ->
     return Counter(f"arborist_{stem}", text, labels, registry=registry)
 
 
-def _gauge(registry: CollectorRegistry, stem: str, text: str) -> Gauge:
-    return Gauge(f"arborist_{stem}", text, registry=registry)
+def _gauge(registry: CollectorRegistry, stem: str, text: str, *labels: str) -> Gauge:
+    return Gauge(f"arborist_{stem}", text, labels, registry=registry)
 
 
 def _histogram(

@@ -114,6 +114,22 @@ def test_a_sibling_of_other_rows_computes_its_own_product() -> None:
         torch.testing.assert_close(module.k_proj(first.clone()), module.k_proj(first))
 
 
+class _OtherTensor(torch.Tensor):
+    """What a quantiser may make of a weight while the layer stays a linear one."""
+
+
+def test_weights_of_another_class_stay_as_they_are() -> None:
+    """A quantised weight cannot be joined or packed; its layer is left alone."""
+    module = _Attention(bias=False)
+    weight = torch.randn(8, 40).as_subclass(_OtherTensor)
+    module.v_proj.weight = nn.Parameter(weight, requires_grad=False)
+
+    use_few_rows(module)
+
+    assert type(module.v_proj) is nn.Linear
+    assert isinstance(module.q_proj, FewRowsLinear)
+
+
 def test_projections_of_different_widths_stay_apart() -> None:
     """Only layers that can be one matrix become one."""
     module = _Attention(bias=False)

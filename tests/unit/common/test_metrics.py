@@ -82,6 +82,23 @@ def test_requests_count_from_queue_to_end() -> None:
     assert found["arborist_dropped_spans{}"] == 9
 
 
+def test_trouble_with_workers_is_counted() -> None:
+    """Late results and misfits add up; KV use is a share per kind of worker."""
+    registry = new_registry()
+    metrics = ServingMetrics(registry)
+    for count in (2, 0, 1):
+        metrics.count_late_results(count)
+    metrics.count_misfits(1)
+    metrics.set_kv_usage("target", 0.25)
+    metrics.set_kv_usage("draft", 0.5)
+    found = values(registry)
+
+    assert found["arborist_late_results_total{}"] == 3
+    assert found["arborist_draft_misfits_total{}"] == 1
+    assert found["arborist_kv_cache_usage_perc{role=target}"] == 0.25
+    assert found["arborist_kv_cache_usage_perc{role=draft}"] == 0.5
+
+
 def test_a_worker_shows_load_and_forwards() -> None:
     """Series carry the worker's role and the kind of forward."""
     registry = new_registry()

@@ -11,7 +11,7 @@ there, products are taken in fp32 (exact for halves) and rounded once, as native
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -237,7 +237,12 @@ def use_few_rows(module: nn.Module) -> None:
 
 
 def _linears(parent: nn.Module) -> list[tuple[str, nn.Linear]]:
-    return [(name, child) for name, child in parent.named_children() if type(child) is nn.Linear]
+    return [(name, child) for name, child in parent.named_children() if _is_plain(child)]
+
+
+def _is_plain(child: nn.Module) -> TypeGuard[nn.Linear]:
+    # Quantised layers are of another class, or their weight is a tensor of another class.
+    return type(child) is nn.Linear and type(child.weight.data) is Tensor
 
 
 def _join_siblings(parent: nn.Module, names: tuple[str, ...], packs: bool) -> None:

@@ -127,6 +127,17 @@ def test_weights_that_are_not_safetensors_are_refused(llama: TinyModel, tmp_path
         load_model(copy, device="cpu", dtype="float32")
 
 
+def test_a_missing_tensor_is_named(llama: TinyModel, tmp_path: Path) -> None:
+    """A checkpoint with a gap is refused; transformers alone would fill it with random numbers."""
+    copy = shutil.copytree(llama.folder, tmp_path / "copy")
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(MismatchError, match=r"model\.layers\.1\.mlp\.up_proj\.weight is missing"):
+        load_model(copy, device="cpu", dtype="float32")
+
+
 def test_rotary_embeddings_that_depend_on_the_batch_are_refused(tmp_path: Path) -> None:
     """Dynamic scaling would let a long session turn the positions of a short one."""
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}

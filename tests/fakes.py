@@ -21,6 +21,7 @@ from arborist.core.engine import (
     DraftOpen,
     DraftOutcome,
     DraftWork,
+    ExpandTree,
     Extend,
     Extended,
     ModelInfo,
@@ -40,8 +41,10 @@ from arborist.core.errors import (
     UnknownSessionError,
 )
 from arborist.core.features import FeatureSpec
+from arborist.core.pool import Pool, PoolLevel
+from arborist.core.pool_policies import pool_policy
 from arborist.core.sampling import SamplingParams
-from arborist.core.tree import Level, check_tree
+from arborist.core.tree import DraftTree, Level, check_tree
 
 FEATURE_WIDTH = 8
 EMPTY_STATE = 0x5EED
@@ -306,6 +309,8 @@ class _DraftSession:
     num_pairs: int = 0
     newest: list[int] = field(default_factory=list)
     """States after every candidate of the newest level."""
+    first: Level | None = None
+    """Level 1 while it is the newest."""
 
 
 class FakeDraftEngine:
@@ -373,8 +378,11 @@ class FakeDraftEngine:
             session = self._sessions.get(work.session)
             if session is None:
                 raise UnknownSessionError("no such session at this engine")
+            first, session.first = session.first, None  # Also when an Extend fails now.
             if isinstance(work, Extend):
                 return self._extend(session, work)
+            if isinstance(work, ExpandTree):
+                return self._expand_tree(session, work, first)
             if any(row >= len(session.newest) for row in work.rows):
                 raise InvalidArgumentError("rows", work.rows, f"under {len(session.newest)}")
             return self._level(session, [session.newest[row] for row in work.rows], work.top_k)
@@ -388,11 +396,25 @@ class FakeDraftEngine:
             raise InvalidArgumentError("features", "another shape", f"(rows, {FEATURE_WIDTH})")
         session.num_pairs += len(work.tokens)
         session.newest = []
+        session.first = None
         if not work.top_k:
             return Extended(session.num_pairs)
         # Feature f_t is the state after x_t; with x_{t+1} it gives the state the root leaves.
         state = mix(states_of_features(work.features)[-1], work.tokens[-1])
-        return self._level(session, [state], work.top_k)
+        session.first = self._level(session, [state], work.top_k)
+        return session.first
+
+    def _expand_tree(self, session: _DraftSession, work: ExpandTree, first: Level | None) -> Pool:
+        if first is None:
+            raise InvalidArgumentError("levels", 0, "1, sent right behind its Extend")
+        policy = pool_policy(work.policy, work.depth, work.top_k)
+        tree = DraftTree(first)
+        levels: list[PoolLevel] = []
+        while (frontier := policy.frontier(tree)) is not None:
+            states = [session.newest[row] for row in frontier.tolist()]
+            levels.append(PoolLevel(frontier, self._level(session, states, work.top_k), 0.01))
+            tree.grow(frontier, levels[-1].level)
+        return Pool(levels)
 
     def _level(self, session: _DraftSession, states: list[int], top_k: int) -> Level:
         tokens = [self._candidates(state, top_k) for state in states]

@@ -15,6 +15,7 @@ from tests.fakes import continuation
 from arborist.common.attach import Attach, StreamLane
 from arborist.common.command import Opened, Released
 from arborist.common.draft_wire import draft_info_from_pb
+from arborist.common.traceparent import format_traceparent
 from arborist.core.engine import Extended
 from arborist.core.errors import (
     ArboristError,
@@ -28,6 +29,7 @@ from arborist.core.errors import (
     UnknownSessionError,
 )
 from arborist.core.features import FeatureSpec
+from arborist.core.pool import Pool
 from arborist.core.tree import DraftTree, Level
 from arborist.v1 import common_pb2
 from arborist.v1 import draft_pb2 as pb
@@ -117,6 +119,99 @@ async def test_repeating_the_last_level_returns_the_same() -> None:
         assert np.array_equal(first.logprobs, again.logprobs)
         assert isinstance(late, StaleStampError)
         assert len(served.engine.behaviour.batches) == forwards
+
+
+async def test_a_pool_comes_with_its_extend_in_one_frame() -> None:
+    """Both are answered, level 1 first, and the pool is what Expands give."""
+    async with served_draft() as served:
+        stream = await served.stream()
+        commands, twin = Commands(stream), Commands(stream, "twin")
+        await stream.ask(commands.open_draft(), twin.open_draft())
+        await stream.send(commands.extend(COMMITTED), commands.expand_tree(depth=3))
+        first, grown = await stream.replies(2)
+        assert first.command_id < grown.command_id
+        level, pool = first.outcome, grown.outcome
+
+        tree = DraftTree((await stream.ask(twin.extend(COMMITTED)))[0])
+        for step in (1, 2):
+            frontier = tree.frontier(4)
+            expand = twin.expand(frontier.tolist(), step=step)
+            tree.grow(frontier, (await stream.ask(expand))[0])
+        assert isinstance(pool, Pool)
+        assert pool.tree(level).rerank(12) == tree.rerank(12)
+
+
+async def test_repeating_a_pair_returns_the_same() -> None:
+    """Both are answered from memory until the next command."""
+    async with served_draft() as served:
+        stream = await served.stream()
+        commands = Commands(stream)
+        _, level, pool = await stream.ask(
+            commands.open_draft(), commands.extend(COMMITTED), commands.expand_tree()
+        )
+        forwards = len(served.engine.behaviour.batches)
+        again = await stream.ask(commands.extend(COMMITTED), commands.expand_tree())
+
+        assert np.array_equal(level.tokens, again[0].tokens)
+        assert again[1].tree(level).rerank(20) == pool.tree(level).rerank(20)
+        assert len(served.engine.behaviour.batches) == forwards
+
+
+async def test_a_tree_whose_extend_failed_fails_too() -> None:
+    """Refused on sight or by the engine: the pool of another round is never the answer."""
+    async with served_draft() as served:
+        stream = await served.stream()
+        commands, _ = await extended(stream)
+        for tree_id, broken in ((2, "width"), (3, "tokens")):
+            message = commands.extend([*COMMITTED, 1], held=5, tree_id=tree_id)
+            if broken == "tokens":
+                message.extend.ClearField("tokens")  # The wire sees that.
+            else:
+                message.extend.features.CopyFrom(features(width=7))  # Only the engine sees that.
+            outcomes = await stream.ask(message, commands.expand_tree(tree_id=tree_id))
+            assert [type(one) for one in outcomes] == [InvalidArgumentError] * 2
+        outcomes = await stream.ask(
+            commands.extend([*COMMITTED, 1], held=5, tree_id=4), commands.expand_tree(tree_id=4)
+        )
+        assert [type(one) for one in outcomes] == [Level, Pool]
+
+
+async def test_one_pair_of_a_session_may_be_in_flight() -> None:
+    """What comes behind an ExpandTree before it is answered is RESOURCE_EXHAUSTED."""
+    async with served_draft() as served:
+        stream = await served.stream()
+        commands = Commands(stream)
+        await stream.ask(commands.open_draft())
+        served.engine.behaviour.gate.clear()
+        await stream.send(commands.extend(COMMITTED), commands.expand_tree())
+        await until(lambda: served.worker.info.num_queued_rows == 2)
+        for more in (commands.expand_tree(step=2), commands.expand([0], step=2)):
+            await stream.send(more)
+            (refused,) = await stream.replies(1)
+            assert isinstance(refused.outcome, ResourceExhaustedError)
+        served.engine.behaviour.gate.set()
+        level, pool = await stream.replies(2)
+        assert isinstance(level.outcome, Level)
+        assert isinstance(pool.outcome, Pool)
+
+
+async def test_every_level_of_a_pool_has_its_span() -> None:
+    """Each hangs below the span that the controller named for it, in order and end to end."""
+    async with served_draft() as served:
+        stream = await served.stream()
+        commands = Commands(stream)
+        parents = [format_traceparent(0xABC, span_id) for span_id in (5, 6, 7)]
+        tree = commands.expand_tree(traceparent=parents[0], level_span_ids=(5, 6, 7))
+        await stream.ask(commands.open_draft(), commands.extend(COMMITTED), tree)
+        await until(lambda: len(served.recorder.spans) == 3)
+        spans = sorted(served.recorder.spans, key=lambda span: span[2])
+
+        assert [(name, parent) for name, parent, *_ in spans] == [
+            ("worker.expand", parent) for parent in parents
+        ]
+        assert [one[4]["rows"] for one in spans] == [4, 4, 4]
+        assert [one[3] for one in spans[:-1]] == [one[2] for one in spans[1:]]
+        assert ("expand_tree", 1, 4) in served.recorder.forwards
 
 
 async def test_a_new_epoch_drops_what_the_old_one_held() -> None:
@@ -294,6 +389,21 @@ INVALID = {
     "row beyond the level": message(expand=pb.Expand(rows=[4], top_k=4)),
     "expand without top_k": message(expand=pb.Expand(rows=[0])),
     "expand too wide": message(expand=pb.Expand(rows=[0], top_k=33)),
+    "unknown policy": message(expand_tree=pb.ExpandTree(policy="medusa", depth=4, top_k=4)),
+    "policy of another's threshold": message(
+        expand_tree=pb.ExpandTree(policy="dynamic_depth", depth=4, top_k=4)
+    ),
+    "tree without depth": message(expand_tree=pb.ExpandTree(policy="eagle2", top_k=4)),
+    "tree too deep": message(expand_tree=pb.ExpandTree(policy="eagle2", depth=17, top_k=4)),
+    "tree without top_k": message(expand_tree=pb.ExpandTree(policy="eagle2", depth=4)),
+    "tree too wide": message(expand_tree=pb.ExpandTree(policy="eagle2", depth=4, top_k=33)),
+    "wide chain": message(expand_tree=pb.ExpandTree(policy="chain", depth=4, top_k=4)),
+    "too many spans": message(
+        expand_tree=pb.ExpandTree(policy="eagle2", depth=4, top_k=4, level_span_ids=range(1, 17))
+    ),
+    "tree without its extend": message(
+        expand_tree=pb.ExpandTree(policy="eagle2", depth=4, top_k=4)
+    ),
     "open at epoch 0": message(open=pb.DraftOpen(max_length=9)),
     "open without length": message(open=pb.DraftOpen(epoch=2)),
 }
@@ -316,7 +426,6 @@ async def test_a_malformed_command_is_an_invalid_argument(name: str) -> None:
 @pytest.mark.parametrize(
     "reserved",
     [
-        message(expand_tree=pb.ExpandTree(policy="eagle2", depth=4, top_k=4)),
         extend(
             want_level=True,
             top_k=4,

@@ -18,7 +18,15 @@ from arborist.common.errors import error_from_call
 from arborist.common.server import MAX_INTERNAL_MESSAGE_BYTES, RpcServer, channel_options
 from arborist.common.worker import Worker
 from arborist.common.worker_limits import WorkerLimits
-from arborist.core.engine import DraftOpen, Expand, Extend, Prefill, TargetOpen, Verify
+from arborist.core.engine import (
+    DraftOpen,
+    Expand,
+    ExpandTree,
+    Extend,
+    Prefill,
+    TargetOpen,
+    Verify,
+)
 from arborist.core.errors import ArboristError
 from arborist.core.features import FeatureSpec
 from arborist.core.sampling import SamplingParams
@@ -207,6 +215,21 @@ class Commands:
         """Returns an Expand."""
         work = Expand(self.key, rows, top_k)
         return draft_wire.expand_command(self._stream.next_id(), self.stamp(tree_id, step), work)
+
+    def expand_tree(
+        self,
+        depth: int = 4,
+        top_k: int = 4,
+        tree_id: int = 1,
+        step: int = 1,
+        traceparent: str = "",
+        level_span_ids: tuple[int, ...] = (),
+    ) -> Any:
+        """Returns an ExpandTree."""
+        work = ExpandTree(self.key, "eagle2", depth, top_k)
+        return draft_wire.expand_tree_command(
+            self._stream.next_id(), self.stamp(tree_id, step), work, traceparent, level_span_ids
+        )
 
     def release_draft(self) -> Any:
         """Returns a Release for a draft."""

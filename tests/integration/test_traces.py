@@ -5,12 +5,15 @@ from collections import Counter, defaultdict
 
 import pytest
 from tests.integration.conftest import PROMPTS
-from tests.integration.loopback import Completion, collect, complete, deployment
+from tests.integration.loopback import Completion, collect, complete, deployment, golden_draft
 from tests.otlp_receiver import ReceivedSpan, otlp_receiver
 
 from arborist.common.config import TelemetryConfig, parse_config
 from arborist.common.telemetry import WorkerSpanSink, build_span_recorder
 from arborist.common.traceparent import format_traceparent
+from arborist.core.engine import ExpandTree
+from arborist.core.errors import SessionFailedError
+from arborist.core.policy_settings import DRAFT_CALLS
 from arborist.orchestrator.generation import DeliveredRound, GenerationRequest, SpeculationOptions
 from arborist.orchestrator.session import FinishReason
 
@@ -23,7 +26,9 @@ def request(**more) -> GenerationRequest:
     return GenerationRequest(PROMPTS[2], 40, **values)
 
 
-async def run_traced(monkeypatch, target_engine, draft_engine, act, detail="level"):
+async def run_traced(
+    monkeypatch, target_engine, draft_engine, act, detail="level", draft_calls="level"
+):
     """Runs `act(deployment)` with three recorders that export to a real receiver.
 
     Returns:
@@ -32,7 +37,11 @@ async def run_traced(monkeypatch, target_engine, draft_engine, act, detail="leve
     with otlp_receiver() as receiver:
         for name, value in receiver.environment.items():
             monkeypatch.setenv(name, value)
-        config = parse_config({"test": {"telemetry": {"trace_detail": detail}}})
+        settings = {
+            "telemetry": {"trace_detail": detail},
+            "speculation": {"draft_calls": draft_calls},
+        }
+        config = parse_config({"test": settings})
         recorders = {
             role: build_span_recorder(TelemetryConfig(), role)
             for role in ("controller", "draft", "target")
@@ -101,6 +110,13 @@ def check_request(spans: list[ReceivedSpan], done: Completion) -> None:
             if child.name.startswith("draft.")
         ]
         assert levels == list(range(1, OPTIONS.depth + 1))
+        computed = [
+            child.attributes["compute_ms"]
+            for child in children[span.span_id]
+            if child.name.startswith("draft.")
+        ]
+        assert all(one > 0 for one in computed)
+        assert span.attributes["draft_compute_ms"] == pytest.approx(sum(computed))
         for child in children[span.span_id]:
             assert span.start_ns <= child.start_ns <= child.end_ns <= span.end_ns
             workers = [below.service for below in children[child.span_id]]
@@ -118,13 +134,18 @@ def check_request(spans: list[ReceivedSpan], done: Completion) -> None:
     assert root.attributes["tau"] == pytest.approx(done.summary.speculation.tau)
 
 
-async def test_every_request_is_one_connected_tree(monkeypatch, target_engine, draft_engine):
+@pytest.mark.parametrize("draft_calls", DRAFT_CALLS)
+async def test_every_request_is_one_connected_tree(
+    monkeypatch, target_engine, draft_engine, draft_calls
+):
     """Rounds in the trace are the rounds of the response, with levels and workers below them."""
 
     async def act(running):
         return [await complete(running, request()) for _ in range(2)]
 
-    done, spans = await run_traced(monkeypatch, target_engine, draft_engine, act)
+    done, spans = await run_traced(
+        monkeypatch, target_engine, draft_engine, act, draft_calls=draft_calls
+    )
     traces = defaultdict(list)
     for span in spans:
         traces[span.trace_id].append(span)
@@ -161,13 +182,18 @@ async def test_a_client_that_does_not_sample_is_not_traced(
     assert spans == []
 
 
-async def test_detail_round_folds_levels_into_attributes(monkeypatch, target_engine, draft_engine):
+@pytest.mark.parametrize("draft_calls", DRAFT_CALLS)
+async def test_detail_round_folds_levels_into_attributes(
+    monkeypatch, target_engine, draft_engine, draft_calls
+):
     """A busy server records one span per round, with every phase in its attributes."""
 
     async def act(running):
         return await complete(running, request())
 
-    done, spans = await run_traced(monkeypatch, target_engine, draft_engine, act, "round")
+    done, spans = await run_traced(
+        monkeypatch, target_engine, draft_engine, act, "round", draft_calls
+    )
     (root,) = [span for span in spans if span.name == "generate"]
     check_connected(spans, root)
     rounds = [span for span in spans if span.name == "round"]
@@ -186,7 +212,36 @@ async def test_detail_round_folds_levels_into_attributes(monkeypatch, target_eng
     assert not any(span.name.startswith("draft.") for span in spans)
 
 
-async def test_a_request_left_early_is_still_connected(monkeypatch, target_engine, draft_engine):
+async def test_a_tree_that_fails_is_still_connected(monkeypatch, target_engine):
+    """What a draft failed to grow is in the trace as failed levels of its round."""
+    draft, calls = golden_draft(), 0
+    forward = draft.run
+
+    def failing(batch):
+        nonlocal calls
+        calls += any(isinstance(work, ExpandTree) for work in batch)
+        if calls == 2:
+            return [SessionFailedError("planned") for _ in batch]
+        return forward(batch)
+
+    monkeypatch.setattr(draft, "run", failing)
+
+    async def act(running):
+        return await complete(running, request())
+
+    done, spans = await run_traced(monkeypatch, target_engine, draft, act, draft_calls="tree")
+    (root,) = [span for span in spans if span.name == "generate"]
+    check_connected(spans, root)
+    assert done.summary.speculation.rounds_without_draft > 0
+    failed = [span for span in spans if span.attributes.get("error.type") == "SESSION_FAILED"]
+    assert {span.name for span in failed} >= {"worker.expand_tree"}
+    assert not any(span.name == "abandoned" for span in spans)
+
+
+@pytest.mark.parametrize("draft_calls", DRAFT_CALLS)
+async def test_a_request_left_early_is_still_connected(
+    monkeypatch, target_engine, draft_engine, draft_calls
+):
     """What was decoded ahead or cut short is in the trace under another name than `round`."""
 
     async def act(running):
@@ -205,7 +260,9 @@ async def test_a_request_left_early_is_still_connected(monkeypatch, target_engin
         await stopped.aclose()
         return num_tokens - 1
 
-    num_tokens, spans = await run_traced(monkeypatch, target_engine, draft_engine, act)
+    num_tokens, spans = await run_traced(
+        monkeypatch, target_engine, draft_engine, act, draft_calls=draft_calls
+    )
     roots = {span.attributes["finish_reason"]: span for span in spans if span.name == "generate"}
     assert set(roots) == {"cancelled", "stop"}
     for reason, num_rounds in (("cancelled", 2), ("stop", 3)):

@@ -70,6 +70,10 @@ def serve(
     tree_file: Annotated[
         Path | None, typer.Option(help="Tree of eagle1_static: JSON list of paths.")
     ] = None,
+    draft_calls: Annotated[
+        str | None,
+        typer.Option(help="Commands to the draft worker: level = one a level, tree = one a round."),
+    ] = None,
     trace_file: Annotated[
         Path | None, typer.Option(help="Append spans of all processes here, JSON lines.")
     ] = None,
@@ -94,6 +98,7 @@ def serve(
         "speculation.num_draft_tokens": num_draft_tokens,
         "speculation.policy": policy,
         "speculation.tree_file": tree_file,
+        "speculation.draft_calls": draft_calls,
         "telemetry.trace_file": trace_file,
         "telemetry.log_level": log_level,
         "telemetry.log_format": log_format,

@@ -93,7 +93,10 @@ class Controller:
         )
         self._policies = PolicyChoice(config.speculation)
         self._deadlines = Deadlines(_deadline_policy(config))
-        self._limits = DecodeLimits(prefill_chunk_tokens=config.controller.prefill_chunk_tokens)
+        self._limits = DecodeLimits(
+            prefill_chunk_tokens=config.controller.prefill_chunk_tokens,
+            draft_calls=config.speculation.draft_calls,
+        )
         self._status = StatusLine(self._clock.now_ns() / 1e9)
         self._generations: set[RunningGeneration] = set()
         self._created_s: dict[str, int] = {}

@@ -56,6 +56,20 @@ class Deadlines:
         """Returns the deadline of Extend or Expand, in seconds."""
         return max(self._policy.draft_floor_s, self._policy.draft_factor * self._of("draft", rows))
 
+    def draft_tree_s(self, rows: int, top_k: int, depth: int) -> float:
+        """Returns the deadline of an Extend with the ExpandTree behind it, in seconds.
+
+        One floor for both, once it is known how long their levels take; until then one a level.
+
+        Args:
+            rows: Pairs of the Extend.
+            top_k: Rows of every other level.
+            depth: Levels, level 1 included.
+        """
+        floor_s, factor = self._policy.draft_floor_s, self._policy.draft_factor
+        extend_s, expand_s = (factor * self._of("draft", one) or floor_s for one in (rows, top_k))
+        return max(floor_s, extend_s + (depth - 1) * expand_s)
+
     def target_s(self, rows: int) -> float:
         """Returns the deadline of Verify, in seconds."""
         running = self._policy.target_factor * self._of("target", rows)

@@ -25,6 +25,8 @@ from arborist.core.errors import (
 from arborist.core.ngram import LOOKUP_WINDOW_TOKENS, NgramPolicy
 from arborist.core.policies import Policy
 from arborist.core.policy import TreePolicy
+from arborist.core.policy_settings import DraftCalls
+from arborist.core.pool_policies import pool_policy_name
 from arborist.core.stamp import Stamp
 from arborist.core.tree import ROOT_ONLY, DraftTree, VerifyTree
 from arborist.orchestrator.clock import Clock
@@ -35,6 +37,7 @@ from arborist.orchestrator.links import (
     PrefilledChunk,
     Reply,
     TargetLink,
+    TreeRequest,
     Verified,
     WorkerPool,
 )
@@ -58,6 +61,7 @@ class DecodeLimits:
         draft_retry_rounds: Rounds without a draft before the first try to get one back; doubles
             with every failure.
         want_node_tokens: Ask for the target's token at every node (for `arborist trace`).
+        draft_calls: "tree" = one trip to the draft a round, where the policy allows it.
     """
 
     prefill_chunk_tokens: int = 512
@@ -65,6 +69,7 @@ class DecodeLimits:
     max_target_moves: int = 3
     draft_retry_rounds: int = 8
     want_node_tokens: bool = False
+    draft_calls: DraftCalls = "level"
 
 
 class Decoder:
@@ -186,18 +191,31 @@ class Decoder:
         draft, pairs = self._draft, self._pending
         if draft is None or pairs is None:
             raise UnavailableError("no draft")
-        session_id, top_k = self._session.session_id, policy.shape.top_k
+        name = pool_policy_name(policy) if self._limits.draft_calls == "tree" else None
+        if name is None or policy.shape.depth == 1:
+            tree = await self._grow_by_level(index, draft, pairs, policy, timer)
+        else:
+            request = TreeRequest(name, policy.shape.depth, policy.shape.top_k)
+            tree = await self._grow_at_once(index, draft, pairs, request, timer)
+        self._observe("draft.", timer)
+        return tree
+
+    async def _grow_by_level(
+        self, index: int, draft: DraftLink, pairs: Pairs, policy: TreePolicy, timer: PhaseTimer
+    ) -> DraftTree:
+        """Asks for one level after the other."""
+        session_id, shape = self._session.session_id, policy.shape
         rows = len(pairs.tokens)
-        # The first Extend, and the first after a draft came back, carry what is left of a prompt.
-        bulky = rows > policy.shape.depth + 1
-        deadline_s = self._deadlines.prefill_s(rows) if bulky else self._deadlines.draft_s(rows)
+        deadline_s = self._deadlines.draft_s(rows)
+        if _bulky(pairs, shape.depth):
+            deadline_s = self._deadlines.prefill_s(rows)
         with timer.remote("draft.extend", rows) as call:
             level = call.done(
                 await draft.extend(
                     session_id,
                     Stamp(self._draft_epoch, index + 1, 0),
                     pairs,
-                    top_k,
+                    shape.top_k,
                     traceparent=call.traceparent,
                     deadline_s=deadline_s,
                 )
@@ -211,14 +229,36 @@ class Decoder:
                         session_id,
                         Stamp(self._draft_epoch, index + 1, tree.num_levels),
                         frontier,
-                        top_k,
+                        shape.top_k,
                         traceparent=call.traceparent,
                         deadline_s=self._deadlines.draft_s(len(frontier)),
                     )
                 )
             tree.grow(frontier, level)
-        self._observe("draft.", timer)
         return tree
+
+    async def _grow_at_once(
+        self, index: int, draft: DraftLink, pairs: Pairs, request: TreeRequest, timer: PhaseTimer
+    ) -> DraftTree:
+        """Has the draft follow the policy by itself, in one trip."""
+        rows = len(pairs.tokens)
+        deadline_s = self._deadlines.draft_tree_s(rows, request.top_k, request.depth)
+        if _bulky(pairs, request.depth):
+            deadline_s += self._deadlines.prefill_s(rows)
+        with timer.remote_tree(rows, request.depth) as call:
+            level, pool = call.done(
+                *await draft.extend_tree(
+                    self._session.session_id,
+                    Stamp(self._draft_epoch, index + 1, 0),
+                    pairs,
+                    request,
+                    traceparent=call.traceparent,
+                    level_spans=call.level_spans,
+                    deadline_s=deadline_s,
+                )
+            )
+        self._pending = None
+        return pool.tree(level)
 
     async def _verify(
         self, index: int, tree: VerifyTree, timer: PhaseTimer
@@ -512,3 +552,11 @@ class Decoder:
         for phase in timer.round.phases:
             if phase.remote and not phase.failed and phase.name.startswith(prefix):
                 self._deadlines.observe(kind, phase.rows, phase.wall_ms / 1e3)
+
+
+def _bulky(pairs: Pairs, depth: int) -> bool:
+    """Returns whether an Extend carries what is left of a prompt.
+
+    The first one does, and the first after a draft came back.
+    """
+    return len(pairs.tokens) > depth + 1

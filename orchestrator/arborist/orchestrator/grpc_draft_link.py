@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import grpc.aio
@@ -13,13 +15,15 @@ from arborist.common.command import Opened
 from arborist.common.command import Reply as WireReply
 from arborist.common.draft_wire import DraftAnswer
 from arborist.common.worker_info import DraftWorkerInfo
-from arborist.core.engine import DraftOpen, Expand, Extend, Extended, ModelInfo
+from arborist.core.engine import DraftOpen, Expand, ExpandTree, Extend, Extended, ModelInfo
 from arborist.core.errors import SessionFailedError, UnavailableError
 from arborist.core.features import FeatureSpec
+from arborist.core.pool import Pool
 from arborist.core.stamp import Stamp
 from arborist.core.tree import IntArray, Level
 from arborist.orchestrator.answers import answer_of, broken_contract
-from arborist.orchestrator.links import Pairs, Reply
+from arborist.orchestrator.links import Pairs, Reply, TreeRequest
+from arborist.orchestrator.request_trace import SpanName
 from arborist.orchestrator.stream import StreamWire
 from arborist.orchestrator.worker_connection import WorkerConnection, WorkerProtocol
 from arborist.v1 import draft_pb2, draft_pb2_grpc
@@ -155,6 +159,42 @@ class GrpcDraftLink:
         level = self._level(replies[-1], len(work.rows), top_k)
         return Reply(level, replies[-1].queue_ms, replies[-1].compute_ms)
 
+    async def extend_tree(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        pairs: Pairs,
+        request: TreeRequest,
+        *,
+        traceparent: str,
+        level_spans: Sequence[SpanName],
+        deadline_s: float,
+    ) -> tuple[Reply[Level], Reply[Pool]]:
+        """Extend and, right behind it at the next step, ExpandTree: one trip."""
+        extend = _extend_work(session_id, pairs, request.top_k)
+        grow = ExpandTree(extend.session, request.policy, request.depth, request.top_k)
+        level_ids = [span.span_id for span in level_spans if span.span_id]
+        level_parent = level_spans[0].traceparent if level_spans else traceparent
+        following = replace(stamp, step=stamp.step + 1)
+        extended, grown = await self.connection.ask_together(
+            StreamLane.ROUND,
+            (
+                lambda command_id: draft_wire.extend_command(
+                    command_id, stamp, extend, traceparent
+                ),
+                lambda command_id: draft_wire.expand_tree_command(
+                    command_id, following, grow, level_parent, level_ids
+                ),
+            ),
+            deadline_s,
+        )
+        level = self._level(extended[-1], 1, request.top_k)
+        pool = self._pool(grown[-1], request)
+        return (
+            Reply(level, extended[-1].queue_ms, extended[-1].compute_ms),
+            Reply(pool, grown[-1].queue_ms, grown[-1].compute_ms),
+        )
+
     def release(self, session_id: str) -> None:
         """Frees the session; fire and forget, never raises."""
         self.sessions.discard(session_id)
@@ -170,9 +210,7 @@ class GrpcDraftLink:
         traceparent: str,
         deadline_s: float,
     ) -> WireReply[DraftAnswer]:
-        # The wire takes raw tensors where the core's dataclass names the engine's type.
-        features = cast("Tensor", pairs.features)
-        work = Extend(("", session_id), pairs.begin, pairs.tokens, features, top_k)
+        work = _extend_work(session_id, pairs, top_k)
         replies = await self.connection.ask(
             lane,
             lambda command_id: draft_wire.extend_command(command_id, stamp, work, traceparent),
@@ -188,6 +226,25 @@ class GrpcDraftLink:
         if int(level.tokens.max()) >= self.info.vocab_size:
             raise _broken("a drafted token is outside the vocabulary")
         return level
+
+    def _pool(self, reply: WireReply[DraftAnswer], request: TreeRequest) -> Pool:
+        """Refuses a pool that does not answer what was asked."""
+        pool = answer_of([reply], Pool, "draft")
+        if len(pool.levels) != request.depth - 1:
+            raise _broken(f"a pool of {len(pool.levels)} levels instead of {request.depth - 1}")
+        for one in pool.levels:
+            tokens = one.level.tokens
+            if max(tokens.shape) > request.top_k:
+                raise _broken(f"a level of shape {tokens.shape}, over {request.top_k}")
+            if int(tokens.max()) >= self.info.vocab_size:
+                raise _broken("a drafted token is outside the vocabulary")
+        return pool
+
+
+def _extend_work(session_id: str, pairs: Pairs, top_k: int) -> Extend:
+    # The wire takes raw tensors where the core's dataclass names the engine's type.
+    features = cast("Tensor", pairs.features)
+    return Extend(("", session_id), pairs.begin, pairs.tokens, features, top_k)
 
 
 def _broken(what: str) -> SessionFailedError:

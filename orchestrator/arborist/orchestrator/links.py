@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from arborist.core.engine import DraftOpen, ModelInfo, TargetOpen
 from arborist.core.features import FeatureSpec
+from arborist.core.pool import Pool
 from arborist.core.stamp import Stamp
 from arborist.core.tree import IntArray, Level, VerifyTree
+from arborist.orchestrator.request_trace import SpanName
 
 ValueT = TypeVar("ValueT")
 ValueT_co = TypeVar("ValueT_co", covariant=True)
@@ -72,6 +74,21 @@ class Pairs:
             Pairs(self.begin + at, self.tokens[at : at + rows], self.features[at : at + rows])
             for at in range(0, len(self.tokens), rows)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class TreeRequest:
+    """A pool that the draft is to grow by itself.
+
+    Attributes:
+        policy: Chooses the frontiers; one of pool_policies.POOL_POLICY_NAMES.
+        depth: Levels below the root, in [2, 16].
+        top_k: Frontier width and children per node.
+    """
+
+    policy: str
+    depth: int
+    top_k: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +219,33 @@ class DraftLink(Protocol):
         deadline_s: float,
     ) -> Reply[Level]:
         """Expands the frontier by one level."""
+        ...
+
+    async def extend_tree(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        pairs: Pairs,
+        request: TreeRequest,
+        *,
+        traceparent: str,
+        level_spans: Sequence[SpanName],
+        deadline_s: float,
+    ) -> tuple[Reply[Level], Reply[Pool]]:
+        """Extend and, right behind it at the next step, ExpandTree: one trip.
+
+        Args:
+            session_id: Session.
+            stamp: Of the Extend.
+            pairs: For the Extend.
+            request: What to grow.
+            traceparent: Span of the Extend.
+            level_spans: Spans of levels 2, 3, ...
+            deadline_s: Seconds for both.
+        Returns:
+            Level 1, and levels 2 to depth. Their sizes and tokens are checked, what their rows
+            point at is not: see `Pool.tree`.
+        """
         ...
 
     def release(self, session_id: str) -> None:

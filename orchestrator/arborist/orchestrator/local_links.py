@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TypeVar
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from arborist.core.engine import (
     DraftEngine,
     DraftOpen,
     Expand,
+    ExpandTree,
     Extend,
     Extended,
     ModelInfo,
@@ -24,6 +26,7 @@ from arborist.core.engine import (
 )
 from arborist.core.errors import ArboristError, SessionFailedError
 from arborist.core.features import FeatureSpec
+from arborist.core.pool import Pool
 from arborist.core.stamp import Stamp
 from arborist.core.tree import IntArray, Level, VerifyTree
 from arborist.orchestrator.links import (
@@ -33,8 +36,10 @@ from arborist.orchestrator.links import (
     PrefilledChunk,
     Reply,
     TargetLink,
+    TreeRequest,
     Verified,
 )
+from arborist.orchestrator.request_trace import SpanName
 
 OutcomeT = TypeVar("OutcomeT")
 _CONTROLLER = "local"
@@ -202,6 +207,31 @@ class LocalDraftLink:
         started = time.perf_counter()
         level = _expect(self._engine.run([work])[0], Level)
         return Reply(level, 0.0, _ms_since(started))
+
+    async def extend_tree(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        pairs: Pairs,
+        request: TreeRequest,
+        *,
+        traceparent: str,
+        level_spans: Sequence[SpanName],
+        deadline_s: float,
+    ) -> tuple[Reply[Level], Reply[Pool]]:
+        """Extend, then ExpandTree."""
+        extended = await self.extend(
+            session_id,
+            stamp,
+            pairs,
+            request.top_k,
+            traceparent=traceparent,
+            deadline_s=deadline_s,
+        )
+        work = ExpandTree(_key(session_id), request.policy, request.depth, request.top_k)
+        started = time.perf_counter()
+        pool = _expect(self._engine.run([work])[0], Pool)
+        return extended, Reply(pool, 0.0, _ms_since(started))
 
     def release(self, session_id: str) -> None:
         """Frees the session."""

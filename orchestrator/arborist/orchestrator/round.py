@@ -21,6 +21,7 @@ class Phase:
         remote: Whether a worker did it.
         rows: Rows or nodes it was about.
         failed: Reason of the error that ended it; empty when it succeeded.
+        same_call: Whether the command of the phase before did this too.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Phase:
     remote: bool = False
     rows: int = 0
     failed: str = ""
+    same_call: bool = False
 
     @property
     def wall_ms(self) -> float:

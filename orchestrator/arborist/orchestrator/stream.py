@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -119,6 +119,44 @@ class CommandStream(Generic[CommandT, AnswerT]):
             UnavailableError: The stream is lost.
         Cancellation: the answer is dropped when it comes.
         """
+        command_id, answer = self._post(build, deadline_s)
+        try:
+            return await answer
+        finally:
+            del self._asked[command_id]
+
+    async def ask_together(
+        self, builds: Sequence[BuildCommand[CommandT]], deadline_s: float
+    ) -> list[list[Reply[AnswerT]]]:
+        """Sends commands in one frame and waits until the last one is answered.
+
+        The worker answers them in their order, so that the wait is for one wake-up.
+
+        Args:
+            builds: Make the messages; at least one.
+            deadline_s: Seconds the worker has for all of them.
+        Returns:
+            What `ask` returns, for each command.
+        Raises:
+            DeadlineError: The worker did not answer in time.
+            UnavailableError: The stream is lost.
+        Cancellation: the answers are dropped when they come.
+        """
+        posted: list[tuple[int, asyncio.Future[list[Reply[AnswerT]]]]] = []
+        try:
+            for build in builds:
+                posted.append(self._post(build, deadline_s))
+            await posted[-1][1]
+            return [await answer for _, answer in posted]
+        finally:
+            for command_id, answer in posted:
+                del self._asked[command_id]
+                if not answer.cancel() and not answer.cancelled():
+                    answer.exception()  # Seen: one of them is raised, the others say the same.
+
+    def _post(
+        self, build: BuildCommand[CommandT], deadline_s: float
+    ) -> tuple[int, asyncio.Future[list[Reply[AnswerT]]]]:
         if self._failure is not None:
             raise UnavailableError(self._failure)
         command_id = next(self._ids)
@@ -133,10 +171,7 @@ class CommandStream(Generic[CommandT, AnswerT]):
         if self._sweep is None:
             self._sweep = self._loop.call_later(_SWEEP_S, self._expire)
         self._send(command)
-        try:
-            return await asked.answer
-        finally:
-            del self._asked[command_id]
+        return command_id, asked.answer
 
     def tell(self, build: BuildCommand[CommandT], done: Callable[[], None]) -> None:
         """Sends a command nobody waits for.

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -170,15 +170,24 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
         self, lane: StreamLane, build: BuildCommand[CommandT], deadline_s: float
     ) -> list[Reply[AnswerT]]:
         """Sends a command on a lane and waits; see `CommandStream.ask`."""
-        stream = self._streams.get(lane)
-        if stream is None:
-            raise UnavailableError(f"the {self._protocol.wire.kind} worker is not connected")
-        return await stream.ask(build, deadline_s)
+        return await self._stream(lane).ask(build, deadline_s)
+
+    async def ask_together(
+        self, lane: StreamLane, builds: Sequence[BuildCommand[CommandT]], deadline_s: float
+    ) -> list[list[Reply[AnswerT]]]:
+        """Sends commands in one frame and waits; see `CommandStream.ask_together`."""
+        return await self._stream(lane).ask_together(builds, deadline_s)
 
     def release(self, session_id: str) -> None:
         """Frees a session; after a lost stream it is said again, unless the worker is new."""
         self._releases[session_id] = None
         self._tell_release(session_id)
+
+    def _stream(self, lane: StreamLane) -> CommandStream[CommandT, AnswerT]:
+        stream = self._streams.get(lane)
+        if stream is None:
+            raise UnavailableError(f"the {self._protocol.wire.kind} worker is not connected")
+        return stream
 
     # ---- staying connected -----------------------------------------------------------------
 

@@ -37,6 +37,9 @@ class RunWork(Generic[WorkT]):
         num_tokens: Tokens or nodes it adds to the forward.
         kind: Name of the command, as in span names ("prefill", "verify", "extend", "expand").
         bulk: Whether it belongs to a prompt; otherwise to a round.
+        follows: Whether it goes on from the command stamped one step before, with which it is in
+            flight as one pair.
+        level_traceparents: Parents of the spans of what it computes level by level.
     """
 
     stamp: Stamp
@@ -44,6 +47,8 @@ class RunWork(Generic[WorkT]):
     num_tokens: int
     kind: str
     bulk: bool
+    follows: bool = False
+    level_traceparents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from arborist.core.errors import ArboristError, ErrorCode
 from arborist.core.policy_settings import (
     DEFAULT_MIN_FRONTIER_LOGPROB,
     LOWEST_FRONTIER_LOGPROB,
+    DraftCalls,
     PolicyName,
 )
 from arborist.core.shape import MAX_DEPTH, MAX_NUM_DRAFT_TOKENS, MAX_TOP_K, TreeShape
@@ -204,6 +205,11 @@ class SpeculationConfig(Section):
         ge=LOWEST_FRONTIER_LOGPROB,
         le=0,
         description="dynamic_depth stops when its frontier's log-probability is lower.",
+    )
+    draft_calls: DraftCalls = Field(
+        default="level",
+        description="level = a command to the draft per level; tree = one for all of a round, "
+        "with policies that the draft can follow by itself.",
     )
     depth: int = Field(
         default=_SHAPE.depth, ge=1, le=MAX_DEPTH, description="Levels below the root."

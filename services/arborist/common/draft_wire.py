@@ -6,14 +6,12 @@ Features go from the target to the draft as `RawTensor`s and become torch tensor
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
-
-import numpy as np
 
 from arborist.common import wire
 from arborist.common.attach import Attach, Attached
+from arborist.common.candidates import read_candidates
 from arborist.common.command import (
     Command,
     Opened,
@@ -23,16 +21,28 @@ from arborist.common.command import (
     Reply,
     RunWork,
 )
+from arborist.common.pool_wire import pool_from_pb, pool_to_pb
+from arborist.common.traceparent import with_span_id
 from arborist.common.worker_info import DraftWorkerInfo
-from arborist.core.engine import DraftOpen, DraftWork, Expand, Extend, Extended, SessionKey
-from arborist.core.errors import ArboristError, InvalidArgumentError, UnimplementedError
-from arborist.core.shape import MAX_TOP_K
+from arborist.core.engine import (
+    DraftOpen,
+    DraftWork,
+    Expand,
+    ExpandTree,
+    Extend,
+    Extended,
+    SessionKey,
+)
+from arborist.core.errors import ArboristError, InvalidArgumentError
+from arborist.core.pool import Pool
+from arborist.core.pool_policies import check_pool_policy
+from arborist.core.shape import MAX_DEPTH, MAX_TOP_K
 from arborist.core.stamp import Stamp
 from arborist.core.tree import Level
 from arborist.v1 import common_pb2
 from arborist.v1 import draft_pb2 as pb
 
-DraftAnswer: TypeAlias = Opened | Level | Extended | Released | ArboristError
+DraftAnswer: TypeAlias = Opened | Level | Pool | Extended | Released | ArboristError
 
 
 # --- controller: commands -------------------------------------------------------------------------
@@ -85,6 +95,33 @@ def expand_command(
     )
 
 
+def expand_tree_command(
+    command_id: int,
+    stamp: Stamp,
+    work: ExpandTree,
+    traceparent: str = "",
+    level_span_ids: Sequence[int] = (),
+) -> pb.DraftCommand:
+    """Returns the message that grows a whole pool; the session id is the work's own.
+
+    Args:
+        command_id: Of the stream.
+        stamp: One step after the Extend's.
+        work: What to grow.
+        traceparent: Span of level 2.
+        level_span_ids: Spans of levels 2, 3, ...; empty = the traceparent's for all.
+    """
+    return pb.DraftCommand(
+        command_id=command_id,
+        session_id=work.session[1],
+        stamp=wire.stamp_to_pb(stamp),
+        traceparent=traceparent,
+        expand_tree=pb.ExpandTree(
+            policy=work.policy, depth=work.depth, top_k=work.top_k, level_span_ids=level_span_ids
+        ),
+    )
+
+
 def release_command(command_id: int, session_id: str, traceparent: str = "") -> pb.DraftCommand:
     """Returns the message that frees a session."""
     return pb.DraftCommand(
@@ -133,6 +170,8 @@ def _answer(result: pb.DraftResult) -> DraftAnswer:
     match result.WhichOneof("result"):
         case "level":
             return level_from_pb(result.level)
+        case "pool":
+            return pool_from_pb(result.pool)
         case "extended":
             return Extended(result.extended.num_pairs)
         case "opened":
@@ -157,31 +196,7 @@ def level_from_pb(message: pb.Level) -> Level:
         raise InvalidArgumentError(
             "level", f"{rows} x {top_k}", f"1..{MAX_TOP_K} rows, top_k 1..{MAX_TOP_K}"
         )
-    count = rows * top_k
-    if len(message.tokens) != count or len(message.logprobs) != 4 * count:
-        raise InvalidArgumentError(
-            "level",
-            f"{len(message.tokens)} tokens, {len(message.logprobs)} bytes",
-            f"{count} tokens, {4 * count} bytes",
-        )
-    # Plain Python on purpose: after a forward every cache is cold, and a few small numbers are
-    # checked sooner than numpy's code is fetched.
-    tokens = list(message.tokens)
-    if min(tokens) < 0 or not _rows_distinct(tokens, top_k):
-        raise InvalidArgumentError("level.tokens", "a row", "distinct token ids >= 0")
-    logprobs = np.frombuffer(message.logprobs, dtype="<f4")
-    if not math.isfinite(sum(logprobs.tolist())):  # In fp64, so fp32 values cannot overflow it.
-        raise InvalidArgumentError("level.logprobs", "NaN or infinity", "finite")
-    return Level(
-        np.array(tokens, dtype=np.int64).reshape(rows, top_k),
-        logprobs.astype(np.float32, copy=False).reshape(rows, top_k),
-    )
-
-
-def _rows_distinct(tokens: list[int], top_k: int) -> bool:
-    """Returns whether no row of `top_k` tokens has one twice."""
-    begins = range(0, len(tokens), top_k)
-    return all(len(set(tokens[begin : begin + top_k])) == top_k for begin in begins)
+    return Level(*read_candidates("level", message.tokens, message.logprobs, rows, top_k))
 
 
 # --- worker: commands -----------------------------------------------------------------------------
@@ -212,7 +227,7 @@ def draft_command(
         case "release":
             body = ReleaseSession()
         case "expand_tree":
-            raise UnimplementedError("expand_tree is reserved", metadata={"field": "expand_tree"})
+            body = _expand_tree(message, session)
         case _:
             raise InvalidArgumentError("command", "unset", "one known here")
     return Command(message.command_id, session, message.traceparent, body)
@@ -227,6 +242,26 @@ def _expand(message: pb.DraftCommand, session: SessionKey) -> RunWork[DraftWork]
         raise InvalidArgumentError("expand.rows", rows, "distinct and >= 0")
     top_k = _top_k("expand.top_k", message.expand.top_k)
     return RunWork(stamp, Expand(session, rows, top_k), len(rows), "expand", bulk=False)
+
+
+def _expand_tree(message: pb.DraftCommand, session: SessionKey) -> RunWork[DraftWork]:
+    asked, traceparent = message.expand_tree, message.traceparent
+    stamp = wire.stamp_from_pb(message.stamp)
+    check_pool_policy(asked.policy, asked.depth, asked.top_k)
+    if len(asked.level_span_ids) >= MAX_DEPTH:
+        raise InvalidArgumentError(
+            "expand_tree.level_span_ids", len(asked.level_span_ids), f"at most {MAX_DEPTH - 1}"
+        )
+    parents = tuple(with_span_id(traceparent, one) for one in asked.level_span_ids if traceparent)
+    return RunWork(
+        stamp,
+        ExpandTree(session, asked.policy, asked.depth, asked.top_k),
+        asked.top_k,
+        "expand_tree",
+        bulk=False,
+        follows=True,
+        level_traceparents=parents,
+    )
 
 
 def _extend(
@@ -299,6 +334,8 @@ def draft_result(
     match answer:
         case Level():
             result.level.CopyFrom(level_to_pb(answer))
+        case Pool():
+            result.pool.CopyFrom(pool_to_pb(answer))
         case Extended():
             result.extended.CopyFrom(pb.Extended(num_pairs=answer.num_pairs))
         case Opened():

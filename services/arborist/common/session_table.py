@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from arborist.common.command import RunWork
 from arborist.common.job import Job
 from arborist.common.worker_limits import WorkerLimits
 from arborist.core.engine import SessionKey
-from arborist.core.errors import ResourceExhaustedError, UnknownSessionError
+from arborist.core.errors import (
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnknownSessionError,
+)
 from arborist.core.stamp import Stamp, StampGuard
 
 
@@ -26,13 +31,15 @@ class Session:
         self.epoch = epoch
         self.opening = opening
         self._guard: StampGuard[Job] = StampGuard(epoch)
+        # The first of the pair whose second is the last command: it may be repeated too.
+        self._pair: tuple[Stamp, Job] | None = None
         self._in_flight: set[Job] = {opening}
         self._num_round = 0
         self._num_bulk = 0
         self._num_reads = 0
 
     def find_repeated(self, stamp: Stamp) -> Job | None:
-        """Returns the last command if this stamp repeats it, else None for one to run.
+        """Returns the last command, or one of the last pair, if this stamp repeats it, else None.
 
         A command refused for want of room changed nothing and may be tried again as it is.
 
@@ -41,6 +48,8 @@ class Session:
         """
         if stamp > self._guard.last and stamp.epoch == self.epoch:
             return None
+        if self._pair is not None and stamp == self._pair[0]:
+            return self._pair[1]
         last = self._guard.admit(stamp)
         if last is not None and last.done and isinstance(last.answer, ResourceExhaustedError):
             return None
@@ -51,11 +60,15 @@ class Session:
 
         Raises:
             ResourceExhaustedError: The session has its share in flight; its stamp stays unused.
+            InvalidArgumentError: The second of a pair does not come right behind the first.
         """
         body = job.command.body
         if isinstance(body, RunWork):
             count = self._num_bulk if body.bulk else self._num_round
             limit = limits.max_bulk_in_flight if body.bulk else limits.max_round_in_flight
+            if body.follows:
+                limit += 1  # One pair is one round command in flight.
+                self._check_follows(body.stamp)
         else:
             count, limit = self._num_reads, limits.max_bulk_in_flight
         if count >= limit:
@@ -66,11 +79,26 @@ class Session:
             )
         if isinstance(body, RunWork):
             if body.stamp > self._guard.last:
+                self._pair = self._first_of_pair() if body.follows else None
                 self._guard.admit(body.stamp)
             # Remembered at once: a repetition joins a command that still runs.
             self._guard.settle(body.stamp, job)
         self._count(job, 1)
         self._in_flight.add(job)
+
+    def _check_follows(self, stamp: Stamp) -> None:
+        last = self._guard.last
+        if last not in (stamp, replace(stamp, step=stamp.step - 1)):
+            raise InvalidArgumentError(
+                "stamp.step",
+                stamp.step,
+                f"the step after the last command's, which is {last.tree_id}/{last.step}",
+            )
+
+    def _first_of_pair(self) -> tuple[Stamp, Job] | None:
+        stamp = self._guard.last
+        job = self._guard.admit(stamp)
+        return None if job is None else (stamp, job)
 
     def settle(self, job: Job) -> None:
         """Takes a command that has its answer."""

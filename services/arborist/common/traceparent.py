@@ -49,6 +49,16 @@ def format_traceparent(trace_id: int, span_id: int) -> str:
     return f"00-{trace_id:032x}-{span_id:016x}-01"
 
 
+def with_span_id(traceparent: str, span_id: int) -> str:
+    """Returns the header of another span of the same trace.
+
+    Args:
+        traceparent: Header of version 00; of anything else the result is ignored as that would be.
+        span_id: 64 bits.
+    """
+    return f"{traceparent[:36]}{span_id:016x}{traceparent[52:]}"
+
+
 def parse_traceparent(text: str | None) -> TraceContext | None:
     """Reads a header.
 

@@ -23,6 +23,7 @@ from arborist.common.command import (
 )
 from arborist.common.compute_thread import ComputeThread
 from arborist.common.job import Answerable, Job
+from arborist.common.job_spans import record_spans
 from arborist.common.result_stream import ResultStream
 from arborist.common.session_table import Session, SessionTable
 from arborist.common.span_sink import SpanSink
@@ -399,30 +400,10 @@ class Worker(Generic[OpenT, WorkT]):
                 kinds.add(body.kind)
                 num_tokens += job.num_tokens
                 if job.command.traceparent:
-                    self._record_span(job, body.kind, len(jobs))
+                    record_spans(self._spans, job, body, len(jobs))
         if kinds:
             kind = kinds.pop() if len(kinds) == 1 else "mixed"
             self._metrics.observe_forward(kind, len(jobs), num_tokens, jobs[0].compute_ms / 1e3)
-
-    def _record_span(self, job: Job, kind: str, batch_rows: int) -> None:
-        attributes: dict[str, str | int | float | bool] = {
-            "rows": job.num_tokens,
-            "batch_rows": batch_rows,
-            "queue_ms": job.queue_ms,
-            "compute_ms": job.compute_ms,
-        }
-        if isinstance(job.answer, ArboristError):
-            attributes["error.type"] = job.answer.reason
-        # What was computed before the command came is no part of its span.
-        age_ns = job.end_ns - job.received_ns
-        duration_ns = min(int((job.queue_ms + job.compute_ms) * 1e6), age_ns)
-        self._spans.record(
-            f"worker.{kind}",
-            job.command.traceparent,
-            job.end_unix_ns - duration_ns,
-            job.end_unix_ns,
-            attributes,
-        )
 
     def _report_sessions(self) -> None:
         self._metrics.set_sessions(len(self._sessions))

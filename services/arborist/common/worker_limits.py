@@ -16,7 +16,8 @@ class WorkerLimits:
         max_controllers: Most controllers attached or in their grace time.
         max_prefill_tokens: Most tokens of one Prefill, and most pairs of one Extend.
         max_frame_commands: Most commands of one frame.
-        max_round_in_flight: Most round commands of one session in flight.
+        max_round_in_flight: Most round commands of one session in flight; an Extend and the
+            ExpandTree right behind it count as one.
         max_bulk_in_flight: Most prompt chunks, and most feature reads, of one session in flight.
         max_waiters: Most repetitions that may wait for one command.
         max_queued_commands: Most commands in flight, over all sessions.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from arborist.core.errors import ArboristError
 from arborist.core.features import FeatureSpec
+from arborist.core.pool import Pool
 from arborist.core.sampling import SamplingParams
 from arborist.core.tree import Level
 
@@ -206,14 +207,30 @@ class Expand:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpandTree:
+    """Grows levels 2, 3, ... of the tree whose level 1 the last Extend gave.
+
+    Attributes:
+        policy: Chooses every level's frontier; one of pool_policies.POOL_POLICY_NAMES.
+        depth: Levels below the root, level 1 included, in [2, 16].
+        top_k: Frontier width and children per node; the Extend's.
+    """
+
+    session: SessionKey
+    policy: str
+    depth: int
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
 class Extended:
     """Answer to an Extend without level: pairs held now."""
 
     num_pairs: int
 
 
-DraftWork: TypeAlias = Extend | Expand
-DraftOutcome: TypeAlias = Level | Extended | ArboristError
+DraftWork: TypeAlias = Extend | Expand | ExpandTree
+DraftOutcome: TypeAlias = Level | Pool | Extended | ArboristError
 
 
 class DraftEngine(Protocol):
@@ -255,7 +272,7 @@ class DraftEngine(Protocol):
         ...
 
     def run(self, batch: Sequence[DraftWork]) -> list[DraftOutcome]:
-        """Runs one forward over any mix of work, at most one item per session.
+        """Runs any mix of work, at most one item per session: one forward, more for an ExpandTree.
 
         Returns:
             One outcome per item, in order; an error concerns that item alone and leaves its

@@ -60,6 +60,16 @@ class Eagle2Policy:
         """Returns the bounds of the tree."""
         return self._shape
 
+    @property
+    def follows_value(self) -> bool:
+        """Returns whether the frontier goes by cumulative log-prob."""
+        return self._value
+
+    @property
+    def reranks(self) -> bool:
+        """Returns whether the best of the whole pool are verified."""
+        return self._rerank
+
     def frontier(self, tree: DraftTree) -> IntArray | None:
         """Returns the top_k of the newest level, or None once `depth` levels exist.
 

@@ -22,6 +22,9 @@ POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
 STATIC_POLICY: PolicyName = "eagle1_static"
 """The policy whose tree comes from a list of paths."""
 
+DraftCalls = Literal["level", "tree"]
+"""How a controller drafts: a command per level, or one for the whole tree."""
+DRAFT_CALLS: tuple[DraftCalls, ...] = get_args(DraftCalls)
 DEFAULT_MIN_FRONTIER_LOGPROB = -0.3
 """Where dynamic_depth stops: the threshold of its paper."""
 LOWEST_FRONTIER_LOGPROB = -100.0
@@ -36,6 +39,10 @@ def check_policy_name(name: str) -> None:
         InvalidArgumentError: Lists the names.
     """
     if name not in POLICY_NAMES:
-        shown = name[:_MAX_ECHO_LENGTH].encode("unicode_escape").decode("ascii")
         limit = f"one of {', '.join(POLICY_NAMES)}"
-        raise InvalidArgumentError("speculation.policy", shown or "empty", limit)
+        raise InvalidArgumentError("speculation.policy", printable_policy_name(name), limit)
+
+
+def printable_policy_name(name: str) -> str:
+    """Returns an unknown name as an error may show it: short, printable, never empty."""
+    return name[:_MAX_ECHO_LENGTH].encode("unicode_escape").decode("ascii") or "empty"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from arborist.core.engine import (
     DraftOutcome,
     DraftWork,
     Expand,
+    ExpandTree,
     Extend,
     Extended,
     ModelInfo,
@@ -42,6 +44,7 @@ from arborist.draft.feature_layers import feature_layers
 from arborist.draft.frequent_vocabulary import keep_frequent
 from arborist.draft.kv import KvPool, KvRegion
 from arborist.draft.target_vocabulary import TargetVocabulary, load_target_vocabulary
+from arborist.draft.tree_growth import TreeGrowth
 
 SCRATCH_TOKENS = (MAX_DEPTH - 1) * MAX_TOP_K
 """KV positions every session keeps for the nodes of one tree: all levels that may be expanded."""
@@ -73,12 +76,27 @@ class _Session:
         max_length: Most pairs.
         num_pairs: True pairs held.
         tree: None until an Extend has given level 1.
+        extend_failed: Whether the last Extend changed nothing: `tree` is of a round before.
     """
 
     region: KvRegion
     max_length: int
     num_pairs: int = 0
     tree: _Tree | None = None
+    extend_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a session held before a batch."""
+
+    session: _Session
+    num_pairs: int
+    tree: _Tree | None
+
+    def put_back(self) -> None:
+        """Makes the session hold this again."""
+        self.session.num_pairs, self.session.tree = self.num_pairs, self.tree
 
 
 @dataclass(slots=True)
@@ -96,7 +114,7 @@ class _Plan:
     """
 
     index: int
-    work: DraftWork
+    work: Extend | Expand
     session: _Session
     inputs: IntArray
     features: Tensor
@@ -237,7 +255,7 @@ class EagleDraftEngine:
         try:
             features = torch.zeros((2, self.feature_width), dtype=self._dtype)
             extend = Extend(session, 0, [0, 0], features, top_k)
-            for work in (extend, Expand(session, list(range(top_k)), top_k)):
+            for work in (extend, ExpandTree(session, "eagle2", 2, top_k)):
                 (outcome,) = self.run([work])
                 if isinstance(outcome, ArboristError):
                     raise outcome
@@ -262,17 +280,78 @@ class EagleDraftEngine:
                 )
 
     def run(self, batch: Sequence[DraftWork]) -> list[DraftOutcome]:
-        """Runs one forward over any mix of Extend and Expand, at most one item per session.
+        """Runs any mix of work, at most one item per session: one forward, more for an ExpandTree.
 
-        Everything is checked before the forward, and sessions change only after it.
+        Everything is checked before a forward, and sessions change only after it.
 
         Args:
             batch: The items.
         Returns:
-            One outcome per item, in order: a Level, Extended for an Extend without level, or an
-            error, which concerns that item alone. After an error the session holds the pairs it
-            held; after SessionFailedError of an Extend its tree is gone too.
+            One outcome per item, in order: a Level, a Pool for an ExpandTree, Extended for an
+            Extend without level, or an error, which concerns that item alone. After an error the
+            session holds the pairs it held; after SessionFailedError of an Extend its tree is
+            gone too, and after any error of an Extend no ExpandTree is taken.
         """
+        if any(isinstance(work, ExpandTree) for work in batch):
+            return self._run_trees(batch)
+        return self._run_forward([work for work in batch if not isinstance(work, ExpandTree)])
+
+    def _run_trees(self, batch: Sequence[DraftWork]) -> list[DraftOutcome]:
+        """Grows all pools together, a level per forward; other items go with the first one."""
+        outcomes: list[DraftOutcome | None] = [None] * len(batch)
+        growths: dict[int, TreeGrowth] = {}
+        step: dict[int, Extend | Expand] = {}  # The next forward, by place in the batch.
+        before = {index: held for index, work in enumerate(batch) if (held := self._held(work))}
+        for index, work in enumerate(batch):
+            if not isinstance(work, ExpandTree):
+                step[index] = work
+                continue
+            try:
+                growths[index] = self._begin_growth(work)
+                _advance(index, growths[index], step, outcomes)
+            except ArboristError as error:
+                outcomes[index] = error
+        try:
+            while step:
+                started = time.perf_counter()
+                results = self._run_forward(list(step.values()))
+                compute_ms = (time.perf_counter() - started) * 1e3
+                answers, step = dict(zip(step, results, strict=True)), {}
+                for index, answer in answers.items():
+                    growth = growths.get(index)
+                    if growth is None or not isinstance(answer, Level):
+                        outcomes[index] = answer
+                    else:
+                        growth.grow(answer, compute_ms)
+                        _advance(index, growth, step, outcomes)
+        except BaseException:
+            # Whoever runs the items again one by one must find all sessions as they were.
+            for held in before.values():
+                held.put_back()
+            raise
+        for index in growths:
+            if isinstance(outcomes[index], ArboristError):
+                before[index].put_back()
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _held(self, work: DraftWork) -> _Held | None:
+        session = self._sessions.get(work.session)
+        if session is None:
+            return None
+        # An Extend writes over the scratch of the tree before it.
+        tree = None if isinstance(work, Extend) else session.tree
+        return _Held(session, session.num_pairs, tree)
+
+    def _begin_growth(self, work: ExpandTree) -> TreeGrowth:
+        session = self._session(work)
+        tree = session.tree
+        if tree is None or tree.num_levels != 1 or session.extend_failed:
+            held = 0 if tree is None or session.extend_failed else tree.num_levels
+            raise InvalidArgumentError("levels", held, "1, sent right behind its Extend")
+        self._check_top_k(work.top_k)
+        return TreeGrowth(work, tree.level)
+
+    def _run_forward(self, batch: Sequence[Extend | Expand]) -> list[DraftOutcome]:
         outcomes: list[DraftOutcome | None] = [None] * len(batch)
         plans: list[_Plan] = []
         taken: set[SessionKey] = set()
@@ -291,13 +370,18 @@ class EagleDraftEngine:
                     outcomes[plan.index] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _plan(self, index: int, work: DraftWork) -> _Plan:
+    def _session(self, work: DraftWork) -> _Session:
         session = self._sessions.get(work.session)
         if session is None:
             raise UnknownSessionError("the draft has no such session: open it and extend it again")
-        if isinstance(work, Extend):
-            return self._plan_extend(index, work, session)
-        return self._plan_expand(index, work, session)
+        return session
+
+    def _plan(self, index: int, work: Extend | Expand) -> _Plan:
+        session = self._session(work)
+        if isinstance(work, Expand):
+            return self._plan_expand(index, work, session)
+        session.extend_failed = True  # Until its forward is through.
+        return self._plan_extend(index, work, session)
 
     def _plan_extend(self, index: int, work: Extend, session: _Session) -> _Plan:
         count = len(work.tokens)
@@ -445,6 +529,20 @@ class EagleDraftEngine:
         return found
 
 
+def _advance(
+    index: int,
+    growth: TreeGrowth,
+    step: dict[int, Extend | Expand],
+    outcomes: list[DraftOutcome | None],
+) -> None:
+    """Puts the growth's next Expand into the next forward, or its pool among the outcomes."""
+    work = growth.next_work
+    if work is None:
+        outcomes[index] = growth.pool
+    else:
+        step[index] = work
+
+
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -453,6 +551,7 @@ def _commit(plan: _Plan, states: Tensor, level: Level | None) -> DraftOutcome:
     session, rows = plan.session, plan.span.rows
     if isinstance(plan.work, Extend):
         session.num_pairs += plan.span.num_rows
+        session.extend_failed = False
         if level is None:
             return Extended(session.num_pairs)
         # The clones let go of the other rows of the forward.

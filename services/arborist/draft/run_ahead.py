@@ -148,7 +148,10 @@ class RunAheadDraft:
         self._engine.check_integrity()
 
     def run(self, batch: Sequence[DraftWork]) -> list[DraftOutcome]:
-        """Runs one forward over what was not computed ahead; outcomes as the engine's."""
+        """Runs what was not computed ahead; outcomes as the engine's.
+
+        An ExpandTree leaves nothing to run ahead of, so it goes to the engine as it is.
+        """
         guesses = [self._right_guess(work) for work in batch]
         left = [work for work, guess in zip(batch, guesses, strict=True) if guess is None]
         # If this raises, the right guesses are still there when their commands are repeated.
@@ -216,6 +219,8 @@ class RunAheadDraft:
             course.scores = None
             if isinstance(outcome, Level):
                 course.scores = np.minimum(outcome.logprobs[0], np.float32(0))
+        elif not isinstance(work, Expand):
+            course.scores, course.widths, course.last_widths = None, [], []  # Nothing is left.
         elif isinstance(outcome, Level) and course.scores is not None:
             course.widths.append(len(work.rows))
             course.top_k = work.top_k

@@ -30,6 +30,7 @@ def round_of(accepted: int, *, draft_ms: float = 2.0, verify_ms: float = 6.0) ->
         end_ns=10 * ms,
         phases=[
             Phase("draft.extend", 0, 0, 3 * ms, compute_ms=draft_ms, remote=True),
+            Phase("draft.expand", 0, 3 * ms, 3 * ms, remote=True, same_call=True),
             Phase("target.verify", 0, 3 * ms, 9 * ms + ms // 2, compute_ms=verify_ms, remote=True),
         ],
         tree=tree,

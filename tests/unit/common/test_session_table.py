@@ -8,7 +8,12 @@ from arborist.common.command import Command, OpenSession, RunWork
 from arborist.common.job import Job
 from arborist.common.session_table import Session, SessionTable
 from arborist.common.worker_limits import WorkerLimits
-from arborist.core.errors import ResourceExhaustedError, StaleStampError, UnknownSessionError
+from arborist.core.errors import (
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    StaleStampError,
+    UnknownSessionError,
+)
 from arborist.core.stamp import Stamp
 
 KEY = ("controller", "session")
@@ -99,3 +104,49 @@ def test_a_newer_incarnation_drops_what_the_older_one_has_in_flight() -> None:
     assert len(table) == 0
     with pytest.raises(UnknownSessionError):
         table.get(KEY)
+
+
+def following(tree_id: int, step: int = 1) -> Job:
+    """Returns the second command of a pair."""
+    work = RunWork(Stamp(1, tree_id, step), None, 1, "expand_tree", bulk=False, follows=True)
+    return Job(Command(1, KEY, "", work), Nobody())
+
+
+def test_a_pair_is_one_round_command_in_flight() -> None:
+    """The second of a pair needs no answer to the first; a third command waits for both."""
+    one, first, second = session(), job(1), following(1)
+    one.admit(first, LIMITS)
+    one.admit(second, LIMITS)
+    for more in (following(1, step=2), job(2)):
+        with pytest.raises(ResourceExhaustedError):
+            one.admit(more, LIMITS)
+    one.settle(first)
+    with pytest.raises(ResourceExhaustedError):
+        one.admit(job(2), LIMITS)
+    one.settle(second)
+    one.admit(job(2), LIMITS)
+
+
+def test_both_of_a_pair_may_be_repeated_until_the_next_command() -> None:
+    """A lost stream may have lost both answers."""
+    one, first, second = session(), job(1), following(1)
+    one.admit(first, LIMITS)
+    one.admit(second, LIMITS)
+    assert one.find_repeated(Stamp(1, 1, 0)) is first
+    assert one.find_repeated(Stamp(1, 1, 1)) is second
+    one.settle(first)
+    one.settle(second)
+    one.admit(job(2), LIMITS)
+    for step in (0, 1):
+        with pytest.raises(StaleStampError):
+            one.find_repeated(Stamp(1, 1, step))
+
+
+def test_the_second_of_a_pair_needs_the_first() -> None:
+    """After another command, or a first one that was refused, it is an error that says so."""
+    one = session()
+    one.admit(job(1), LIMITS)
+    for alone in (following(2), following(1, step=2)):
+        with pytest.raises(InvalidArgumentError, match=r"stamp\.step = .*1/0"):
+            one.admit(alone, LIMITS)
+    assert one.find_repeated(Stamp(1, 2, 0)) is None

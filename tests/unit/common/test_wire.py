@@ -538,6 +538,6 @@ def test_a_bad_level_is_refused(parts: dict) -> None:
 
 
 def test_what_is_no_result_is_refused() -> None:
-    """An empty result and a reserved one are errors of their command."""
+    """A result without an answer and a pool without levels are errors of their command."""
     for result in (draft_pb2.DraftResult(), draft_pb2.DraftResult(pool=draft_pb2.Pool())):
         assert isinstance(draft_wire.draft_reply(result).outcome, InvalidArgumentError)

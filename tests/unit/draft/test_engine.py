@@ -147,6 +147,7 @@ def test_trees_equal_naive_recomputation(
                 continue
             expected = naive.level(None, work.top_k)
         else:
+            assert isinstance(work, Expand)
             expected = naive.level(work.rows, work.top_k)
         np.testing.assert_array_equal(level_of(outcome).tokens, expected[0])
         np.testing.assert_allclose(level_of(outcome).logprobs, expected[1], atol=2e-5, rtol=0)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tests.unit.orchestrator.fake_workers import FakeWorkers
-
 from arborist.core.policy import Eagle2Policy
+from arborist.core.policy_settings import DraftCalls
 from arborist.core.sampling import SamplingParams
 from arborist.core.shape import TreeShape
 from arborist.orchestrator.clock import SystemClock
 from arborist.orchestrator.deadlines import DeadlinePolicy, Deadlines
 from arborist.orchestrator.decode import DecodeLimits, Decoder
+from arborist.orchestrator.links import WorkerPool
 from arborist.orchestrator.request_trace import NoTrace
 from arborist.orchestrator.round import Round
 from arborist.orchestrator.session import Session
@@ -20,7 +20,7 @@ MAX_TOKENS = 24
 
 
 def make_decoder(
-    workers: FakeWorkers,
+    workers: WorkerPool,
     *,
     prompt: list[int] = PROMPT,
     shape: TreeShape | None = SHAPE,
@@ -28,6 +28,7 @@ def make_decoder(
     sampling: SamplingParams | None = None,
     eos: frozenset[int] = frozenset(),
     retry_rounds: int = 2,
+    draft_calls: DraftCalls = "level",
 ) -> tuple[Decoder, Session]:
     """Returns a decoder with short chunks, so that a prompt takes several, and its session."""
     session = Session("s", list(prompt), sampling or SamplingParams(), max_tokens, eos)
@@ -36,7 +37,10 @@ def make_decoder(
         workers,
         Eagle2Policy(shape) if shape else None,
         limits=DecodeLimits(
-            prefill_chunk_tokens=3, bulk_part_bytes=32, draft_retry_rounds=retry_rounds
+            prefill_chunk_tokens=3,
+            bulk_part_bytes=32,
+            draft_retry_rounds=retry_rounds,
+            draft_calls=draft_calls,
         ),
         deadlines=Deadlines(DeadlinePolicy()),
         clock=SystemClock(),

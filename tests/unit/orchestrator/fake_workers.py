@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from arborist.core.accept import accept
 from arborist.core.engine import DraftOpen, ModelInfo, TargetOpen
 from arborist.core.errors import StaleStampError, UnavailableError, UnknownSessionError
 from arborist.core.features import FeatureSpec
+from arborist.core.pool import Pool, PoolLevel
+from arborist.core.pool_policies import pool_policy
 from arborist.core.sampling import SamplingParams
 from arborist.core.stamp import Stamp
 from arborist.core.tensor import RawTensor
-from arborist.core.tree import IntArray, Level, VerifyTree, check_tree
+from arborist.core.tree import DraftTree, IntArray, Level, VerifyTree, check_tree
 from arborist.orchestrator.links import (
     DraftLink,
     Features,
@@ -27,8 +29,10 @@ from arborist.orchestrator.links import (
     PrefilledChunk,
     Reply,
     TargetLink,
+    TreeRequest,
     Verified,
 )
+from arborist.orchestrator.request_trace import SpanName
 
 VOCAB_SIZE = 64
 INFO = ModelInfo("hash", "digest", VOCAB_SIZE, 2, 1, 4096, 1, "float32", (1,))
@@ -278,6 +282,38 @@ class FakeDraft:
         level = self._grow(session, [session.level[row] for row in frontier.tolist()], top_k)
         await self.hook("draft.expand")
         return Reply(level, 0.1, 1.0)
+
+    async def extend_tree(
+        self,
+        session_id: str,
+        stamp: Stamp,
+        pairs: Pairs,
+        request: TreeRequest,
+        *,
+        traceparent: str,
+        level_spans: Sequence[SpanName],
+        deadline_s: float,
+    ) -> tuple[Reply[Level], Reply[Pool]]:
+        """Takes pairs and grows the whole pool."""
+        extended = await self.extend(
+            session_id,
+            stamp,
+            pairs,
+            request.top_k,
+            traceparent=traceparent,
+            deadline_s=deadline_s,
+        )
+        await self.hook("draft.expand_tree")
+        session = self._session(session_id, replace(stamp, step=stamp.step + 1))
+        policy = pool_policy(request.policy, request.depth, request.top_k)
+        tree = DraftTree(extended.value)
+        levels: list[PoolLevel] = []
+        while (frontier := policy.frontier(tree)) is not None:
+            paths = [session.level[row] for row in frontier.tolist()]
+            levels.append(PoolLevel(frontier, self._grow(session, paths, request.top_k), 1.0))
+            tree.grow(frontier, levels[-1].level)
+        await self.hook("draft.expand_tree")
+        return extended, Reply(Pool(levels), 0.1, float(len(levels)))
 
     def release(self, session_id: str) -> None:
         """Frees a session."""

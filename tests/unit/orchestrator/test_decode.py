@@ -1,6 +1,7 @@
 """The decode loop says what the model says, whatever drafts, trees and faults do."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from tests.unit.orchestrator.decoding import MAX_TOKENS, PROMPT, SHAPE, decode, make_decoder
@@ -20,6 +21,8 @@ from arborist.core.errors import (
     UnavailableError,
     UnknownSessionError,
 )
+from arborist.core.policy_settings import DRAFT_CALLS, DraftCalls
+from arborist.core.pool import Pool
 from arborist.core.sampling import SamplingParams
 from arborist.core.shape import TreeShape
 from arborist.orchestrator.session import FinishReason
@@ -34,12 +37,13 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize("draft_calls", DRAFT_CALLS)
 @pytest.mark.parametrize("accuracy", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-async def test_output_is_the_models_for_any_draft_and_tree(accuracy, shape):
-    """Neither the draft's accuracy nor the tree's shape changes a token."""
+async def test_output_is_the_models_for_any_draft_and_tree(accuracy, shape, draft_calls):
+    """Neither the draft's accuracy nor the tree's shape nor who grows it changes a token."""
     workers = FakeWorkers([FakeTarget()], FakeDraft(accuracy))
-    decoder, session = make_decoder(workers, shape=shape)
+    decoder, session = make_decoder(workers, shape=shape, draft_calls=draft_calls)
     rounds = await decode(decoder)
     assert session.output == EXPECTED
     assert [token for one in rounds for token in one.tokens] == EXPECTED
@@ -108,21 +112,60 @@ async def test_nothing_follows_the_limit(max_tokens):
     assert session.output == EXPECTED[:max_tokens]
 
 
-async def _moments(kinds: tuple[str, ...]) -> int:
+async def test_a_tree_in_one_call_is_the_tree_of_many():
+    """Rounds, trees and what was accepted are the same; the draft is asked once a round."""
+    rounds, commands = {}, {}
+    for calls in DRAFT_CALLS:
+        faults = Faults(kinds=("draft.ex",))
+        decoder, _ = make_decoder(
+            FakeWorkers([FakeTarget()], FakeDraft(0.6, faults)), draft_calls=calls
+        )
+        rounds[calls] = (await decode(decoder))[1:]
+        commands[calls] = set(faults.seen)
+    for level, tree in zip(rounds["level"], rounds["tree"], strict=True):
+        assert (level.tree, level.tokens, level.depth) == (tree.tree, tree.tokens, tree.depth)
+        names = [phase.name for phase in level.phases]
+        assert [phase.name for phase in tree.phases] == names
+        assert sum(phase.same_call for phase in tree.phases) == SHAPE.depth - 2
+    assert commands["level"] == {"draft.extend", "draft.expand"}
+    assert commands["tree"] == {"draft.extend", "draft.expand_tree"}
+
+
+async def test_a_pool_with_rows_of_no_level_costs_the_draft(monkeypatch):
+    """Drafts are not trusted: the output is the model's without it."""
+    draft = FakeDraft(1.0)
+    extend_tree = draft.extend_tree
+
+    async def lying(*args, **kwargs):
+        extended, grown = await extend_tree(*args, **kwargs)
+        levels = [replace(one, frontier=one.frontier + 1000) for one in grown.value.levels]
+        return extended, replace(grown, value=Pool(levels))
+
+    monkeypatch.setattr(draft, "extend_tree", lying)
+    decoder, session = make_decoder(FakeWorkers([FakeTarget()], draft), draft_calls="tree")
+    rounds = await decode(decoder)
+    assert session.output == EXPECTED
+    assert not any(one.speculated for one in rounds)
+    assert not draft.sessions
+
+
+async def _moments(kinds: tuple[str, ...], draft_calls: DraftCalls = "level") -> int:
     """Counts the moments at which a fault can strike in an undisturbed run."""
     faults = Faults(kinds=kinds)
-    decoder, _ = make_decoder(FakeWorkers([FakeTarget(faults)], FakeDraft(0.8, faults)))
+    workers = FakeWorkers([FakeTarget(faults)], FakeDraft(0.8, faults))
+    decoder, _ = make_decoder(workers, draft_calls=draft_calls)
     await decode(decoder)
     return len(faults.seen)
 
 
+@pytest.mark.parametrize("draft_calls", DRAFT_CALLS)
 @pytest.mark.parametrize("error", [UnavailableError, DeadlineError, SessionFailedError])
-async def test_a_draft_lost_at_any_moment_changes_no_token(error):
+async def test_a_draft_lost_at_any_moment_changes_no_token(error, draft_calls):
     """Whatever command the draft fails, before or after doing it, only speed suffers."""
-    for at in range(await _moments(("draft.",))):
+    for at in range(await _moments(("draft.",), draft_calls)):
         faults = Faults(at, ("draft.",), error)
         target, draft = FakeTarget(faults), FakeDraft(0.8, faults)
-        decoder, session = make_decoder(FakeWorkers([target], draft))
+        decoder, session = make_decoder(FakeWorkers([target], draft), draft_calls=draft_calls)
         await decode(decoder)
         assert session.output == EXPECTED, f"fault at {at}: {faults.seen[at]}"
         assert not target.sessions

@@ -353,3 +353,66 @@ async def test_an_impossible_outcome_is_refused(answer, options):
     async with connected(ScriptedTarget(reply)) as link:
         with pytest.raises((SessionFailedError, InvalidArgumentError)):
             await verify(link, **options)
+
+
+def together(link: GrpcTargetLink, *session_ids: str, deadline_s: float = 5.0):
+    """Asks for several sessions to be opened in one go."""
+    builds = [
+        lambda command_id, name=name: target_wire.open_command(command_id, name, 1, REQUEST)
+        for name in session_ids
+    ]
+    return link.connection.ask_together(StreamLane.ROUND, builds, deadline_s)
+
+
+async def test_commands_asked_together_share_a_frame_and_keep_their_order():
+    """One frame goes out; every answer is its own command's, whenever it came."""
+
+    async def answer(command):
+        if command.session_id == "first":
+            await asyncio.sleep(0.02)
+            return [*results(command, UnknownSessionError("gone"))]
+        return [opened(command)]
+
+    servicer = ScriptedTarget(answer)
+    async with connected(servicer) as link:
+        first, second = await together(link, "first", "second")
+    assert [len(frame) for frame in servicer.frames[StreamLane.ROUND]] == [2]
+    assert isinstance(first[-1].outcome, UnknownSessionError)
+    assert isinstance(second[-1].outcome, Opened)
+
+
+async def test_one_answer_of_several_is_not_enough():
+    """The deadline holds for all of them; what comes later is dropped and counted."""
+    release = asyncio.Event()
+
+    async def answer(command):
+        if command.session_id == "slow":
+            await release.wait()
+        return [opened(command)]
+
+    async with connected(ScriptedTarget(answer)) as link:
+        for session_ids in (("quick", "slow"), ("slow", "quick")):
+            with pytest.raises(DeadlineError, match="50 ms"):
+                await together(link, *session_ids, deadline_s=0.05)
+        release.set()
+        await until(lambda: link.connection.num_late == 2)
+        await together(link, "a", "b")
+
+
+async def test_a_lost_stream_fails_all_that_was_asked_together():
+    """One UnavailableError is raised, and the others leave no trace."""
+    asked = asyncio.Event()
+
+    async def answer(command):
+        asked.set()
+        await asyncio.sleep(60)
+        return []
+
+    servicer = ScriptedTarget(answer)
+    async with connected(servicer) as link:
+        task = asyncio.create_task(together(link, "a", "b"))
+        await asked.wait()
+        servicer.drop_streams()
+        with pytest.raises(UnavailableError):
+            await task
+        await until(lambda: link.connection.attached)

@@ -46,6 +46,10 @@ def bench(
     min_frontier_logprob: Annotated[
         float | None, typer.Option(help="Where dynamic_depth stops, in [-100, 0].")
     ] = None,
+    draft_calls: Annotated[
+        str | None,
+        typer.Option(help="Commands to the draft worker: level = one a level, tree = one a round."),
+    ] = None,
     vocabulary_file: Annotated[
         Path | None, typer.Option(help="Draft these ids only: JSON list, most frequent first.")
     ] = None,
@@ -90,6 +94,7 @@ def bench(
             "draft.target_model": target,
             "speculation.tree_file": tree_file,
             "speculation.min_frontier_logprob": min_frontier_logprob,
+            "speculation.draft_calls": draft_calls,
         },
     )
     chosen_tree = config.speculation.tree_file
@@ -112,6 +117,7 @@ def bench(
         trace_file=trace_file,
         tree_paths=None if chosen_tree is None else read_tree_file(chosen_tree),
         min_frontier_logprob=config.speculation.min_frontier_logprob,
+        draft_calls=config.speculation.draft_calls,
         vocabulary_file=vocabulary_file,
         vocabulary_size=vocabulary_size,
     )

@@ -19,7 +19,7 @@ from arborist.common.startup_objects import freeze_startup_objects
 from arborist.common.telemetry import SpanRecorder, build_span_recorder
 from arborist.core.errors import InvalidArgumentError, UnavailableError
 from arborist.core.policies import Policy, policy_by_name
-from arborist.core.policy_settings import DEFAULT_MIN_FRONTIER_LOGPROB, POLICY_NAMES
+from arborist.core.policy_settings import DEFAULT_MIN_FRONTIER_LOGPROB, POLICY_NAMES, DraftCalls
 from arborist.core.shape import TreeShape
 from arborist.core.tree_paths import TreePaths
 from arborist.orchestrator.api.incoming import ChatTurn
@@ -54,6 +54,7 @@ class BenchSettings:
         trace_file: Where spans go; None = a file that is dropped afterwards.
         tree_paths: Nodes of eagle1_static; None = EAGLE-1's own.
         min_frontier_logprob: Where dynamic_depth stops.
+        draft_calls: A command to the draft per level, or one per tree; in process always levels.
         vocabulary_file: Ids the head drafts, most frequent first; None = all.
         vocabulary_size: So many of them; None = all.
     """
@@ -72,6 +73,7 @@ class BenchSettings:
     trace_file: Path | None = None
     tree_paths: TreePaths | None = None
     min_frontier_logprob: float = DEFAULT_MIN_FRONTIER_LOGPROB
+    draft_calls: DraftCalls = "level"
     vocabulary_file: Path | None = None
     vocabulary_size: int | None = None
 
@@ -205,7 +207,8 @@ async def open_contest(settings: BenchSettings, tokenizer: Tokenizer) -> AsyncIt
                 modes.append(make(workers=local, policy=settings.policy(name)))
             else:
                 remote = remote or await _start_workers(settings, trace_file, stack)
-                modes.append(make(workers=remote, policy=settings.policy(name)))
+                policy, calls = settings.policy(name), settings.draft_calls
+                modes.append(make(workers=remote, policy=policy, draft_calls=calls))
         freeze_startup_objects()
         yield Contest(settings, modes, tokenizer, facts.context_length)
 

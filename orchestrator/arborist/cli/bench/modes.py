@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from arborist.cli.bench.output import Output
 from arborist.common.telemetry import SpanRecorder
 from arborist.core.policies import Policy
+from arborist.core.policy_settings import DraftCalls
 from arborist.core.sampling import SamplingParams
 from arborist.orchestrator.clock import SystemClock
 from arborist.orchestrator.deadlines import DeadlinePolicy, Deadlines
@@ -95,6 +96,7 @@ class DecoderMode:
         policy: Policy | None,
         eos_token_ids: tuple[int, ...],
         recorder: SpanRecorder,
+        draft_calls: DraftCalls = "level",
     ) -> None:
         """Prepares a mode.
 
@@ -104,7 +106,9 @@ class DecoderMode:
             policy: Shapes the tree; None = plain decoding.
             eos_token_ids: Tokens that end an output.
             recorder: Takes the spans of every request.
+            draft_calls: A command to the draft per level, or one per tree.
         """
+        self._limits = DecodeLimits(draft_calls=draft_calls)
         self._name = name
         self._workers = workers
         self._policy = policy
@@ -132,7 +136,7 @@ class DecoderMode:
             session,
             self._workers,
             self._policy,
-            limits=DecodeLimits(),
+            limits=self._limits,
             deadlines=self._deadlines,
             clock=self._clock,
             trace=trace,

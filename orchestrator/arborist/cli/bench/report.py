@@ -118,7 +118,10 @@ def _acceptance(outputs: Sequence[Output], decode_text: Callable[[list[int]], st
 
 
 def _draft_calls(round_: Round) -> int:
-    return sum(phase.name in ("draft.extend", "draft.expand") for phase in round_.phases)
+    return sum(
+        phase.name in ("draft.extend", "draft.expand") and not phase.same_call
+        for phase in round_.phases
+    )
 
 
 def _tau(outputs: Sequence[Output]) -> float | None:

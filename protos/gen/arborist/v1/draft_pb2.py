@@ -25,13 +25,17 @@ _sym_db = _symbol_database.Default()
 from arborist.v1 import common_pb2 as arborist_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61rborist/v1/draft.proto\x12\x0b\x61rborist.v1\x1a\x18\x61rborist/v1/common.proto\"|\n\x1a\x44raftServiceConnectRequest\x12%\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x13.arborist.v1.AttachH\x00\x12.\n\x08\x63ommands\x18\x02 \x01(\x0b\x32\x1a.arborist.v1.DraftCommandsH\x00\x42\x07\n\x05\x66rame\"<\n\rDraftCommands\x12+\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x19.arborist.v1.DraftCommand\"\xcd\x02\n\x0c\x44raftCommand\x12\x12\n\ncommand_id\x18\x01 \x01(\x03\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12!\n\x05stamp\x18\x03 \x01(\x0b\x32\x12.arborist.v1.Stamp\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12&\n\x04open\x18\x05 \x01(\x0b\x32\x16.arborist.v1.DraftOpenH\x00\x12%\n\x06\x65xtend\x18\x06 \x01(\x0b\x32\x13.arborist.v1.ExtendH\x00\x12%\n\x06\x65xpand\x18\x07 \x01(\x0b\x32\x13.arborist.v1.ExpandH\x00\x12,\n\x07release\x18\x08 \x01(\x0b\x32\x19.arborist.v1.DraftReleaseH\x00\x12.\n\x0b\x65xpand_tree\x18\t \x01(\x0b\x32\x17.arborist.v1.ExpandTreeH\x00\x42\t\n\x07\x63ommand\"V\n\tDraftOpen\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x17\n\nnoise_seed\x18\x02 \x01(\x06H\x00\x88\x01\x01\x12\x12\n\nmax_length\x18\x03 \x01(\x05\x42\r\n\x0b_noise_seed\"\x92\x01\n\x06\x45xtend\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\x05\x12\x0e\n\x06tokens\x18\x02 \x03(\x05\x12%\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x13.arborist.v1.Tensor\x12\x12\n\nwant_level\x18\x04 \x01(\x08\x12\r\n\x05top_k\x18\x05 \x01(\x05\x12\x1f\n\x04\x62\x61se\x18\x06 \x01(\x0b\x32\x11.arborist.v1.Base\"%\n\x06\x45xpand\x12\x0c\n\x04rows\x18\x01 \x03(\x05\x12\r\n\x05top_k\x18\x02 \x01(\x05\":\n\nExpandTree\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\x05\x12\r\n\x05top_k\x18\x03 \x01(\x05\"\x0e\n\x0c\x44raftRelease\"\x7f\n\x1b\x44raftServiceConnectResponse\x12)\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x15.arborist.v1.AttachedH\x00\x12,\n\x07results\x18\x02 \x01(\x0b\x32\x19.arborist.v1.DraftResultsH\x00\x42\x07\n\x05\x66rame\"9\n\x0c\x44raftResults\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.arborist.v1.DraftResult\"\xc5\x02\n\x0b\x44raftResult\x12\x12\n\ncommand_id\x18\x01 \x01(\x03\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\ncompute_ms\x18\x03 \x01(\x01\x12*\n\x06opened\x18\x04 \x01(\x0b\x32\x18.arborist.v1.DraftOpenedH\x00\x12#\n\x05level\x18\x05 \x01(\x0b\x32\x12.arborist.v1.LevelH\x00\x12)\n\x08\x65xtended\x18\x06 \x01(\x0b\x32\x15.arborist.v1.ExtendedH\x00\x12.\n\x08released\x18\x07 \x01(\x0b\x32\x1a.arborist.v1.DraftReleasedH\x00\x12#\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.arborist.v1.ErrorH\x00\x12!\n\x04pool\x18\t \x01(\x0b\x32\x11.arborist.v1.PoolH\x00\x42\x08\n\x06result\"&\n\x0b\x44raftOpened\x12\x17\n\x0freserved_tokens\x18\x01 \x01(\x05\"\x1d\n\x08\x45xtended\x12\x11\n\tnum_pairs\x18\x01 \x01(\x05\"J\n\x05Level\x12\x10\n\x08num_rows\x18\x01 \x01(\x05\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x03(\x05\x12\x10\n\x08logprobs\x18\x04 \x01(\x0c\"7\n\x04Pool\x12\x0e\n\x06tokens\x18\x01 \x03(\x05\x12\x0f\n\x07parents\x18\x02 \x03(\x05\x12\x0e\n\x06scores\x18\x03 \x01(\x0c\"\x0f\n\rDraftReleased\"\x1c\n\x1a\x44raftServiceGetInfoRequest\"\x8b\x01\n\x1b\x44raftServiceGetInfoResponse\x12%\n\x04info\x18\x01 \x01(\x0b\x32\x17.arborist.v1.WorkerInfo\x12.\n\x0c\x66\x65\x61ture_spec\x18\x02 \x01(\x0b\x32\x18.arborist.v1.FeatureSpec\x12\x15\n\rfeature_width\x18\x03 \x01(\x05\"\x1a\n\x18\x44raftServiceDrainRequest\"1\n\x19\x44raftServiceDrainResponse\x12\x14\n\x0cnum_sessions\x18\x01 \x01(\x05\x32\xa6\x02\n\x0c\x44raftService\x12`\n\x07\x43onnect\x12\'.arborist.v1.DraftServiceConnectRequest\x1a(.arborist.v1.DraftServiceConnectResponse(\x01\x30\x01\x12\\\n\x07GetInfo\x12\'.arborist.v1.DraftServiceGetInfoRequest\x1a(.arborist.v1.DraftServiceGetInfoResponse\x12V\n\x05\x44rain\x12%.arborist.v1.DraftServiceDrainRequest\x1a&.arborist.v1.DraftServiceDrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x61rborist/v1/draft.proto\x12\x0b\x61rborist.v1\x1a\x18\x61rborist/v1/common.proto\"|\n\x1a\x44raftServiceConnectRequest\x12%\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x13.arborist.v1.AttachH\x00\x12.\n\x08\x63ommands\x18\x02 \x01(\x0b\x32\x1a.arborist.v1.DraftCommandsH\x00\x42\x07\n\x05\x66rame\"<\n\rDraftCommands\x12+\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x19.arborist.v1.DraftCommand\"\xcd\x02\n\x0c\x44raftCommand\x12\x12\n\ncommand_id\x18\x01 \x01(\x03\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12!\n\x05stamp\x18\x03 \x01(\x0b\x32\x12.arborist.v1.Stamp\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\x12&\n\x04open\x18\x05 \x01(\x0b\x32\x16.arborist.v1.DraftOpenH\x00\x12%\n\x06\x65xtend\x18\x06 \x01(\x0b\x32\x13.arborist.v1.ExtendH\x00\x12%\n\x06\x65xpand\x18\x07 \x01(\x0b\x32\x13.arborist.v1.ExpandH\x00\x12,\n\x07release\x18\x08 \x01(\x0b\x32\x19.arborist.v1.DraftReleaseH\x00\x12.\n\x0b\x65xpand_tree\x18\t \x01(\x0b\x32\x17.arborist.v1.ExpandTreeH\x00\x42\t\n\x07\x63ommand\"V\n\tDraftOpen\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x17\n\nnoise_seed\x18\x02 \x01(\x06H\x00\x88\x01\x01\x12\x12\n\nmax_length\x18\x03 \x01(\x05\x42\r\n\x0b_noise_seed\"\x92\x01\n\x06\x45xtend\x12\r\n\x05\x62\x65gin\x18\x01 \x01(\x05\x12\x0e\n\x06tokens\x18\x02 \x03(\x05\x12%\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x13.arborist.v1.Tensor\x12\x12\n\nwant_level\x18\x04 \x01(\x08\x12\r\n\x05top_k\x18\x05 \x01(\x05\x12\x1f\n\x04\x62\x61se\x18\x06 \x01(\x0b\x32\x11.arborist.v1.Base\"%\n\x06\x45xpand\x12\x0c\n\x04rows\x18\x01 \x03(\x05\x12\r\n\x05top_k\x18\x02 \x01(\x05\"R\n\nExpandTree\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\x05\x12\r\n\x05top_k\x18\x03 \x01(\x05\x12\x16\n\x0elevel_span_ids\x18\x04 \x03(\x06\"\x0e\n\x0c\x44raftRelease\"\x7f\n\x1b\x44raftServiceConnectResponse\x12)\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x15.arborist.v1.AttachedH\x00\x12,\n\x07results\x18\x02 \x01(\x0b\x32\x19.arborist.v1.DraftResultsH\x00\x42\x07\n\x05\x66rame\"9\n\x0c\x44raftResults\x12)\n\x07results\x18\x01 \x03(\x0b\x32\x18.arborist.v1.DraftResult\"\xc5\x02\n\x0b\x44raftResult\x12\x12\n\ncommand_id\x18\x01 \x01(\x03\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\ncompute_ms\x18\x03 \x01(\x01\x12*\n\x06opened\x18\x04 \x01(\x0b\x32\x18.arborist.v1.DraftOpenedH\x00\x12#\n\x05level\x18\x05 \x01(\x0b\x32\x12.arborist.v1.LevelH\x00\x12)\n\x08\x65xtended\x18\x06 \x01(\x0b\x32\x15.arborist.v1.ExtendedH\x00\x12.\n\x08released\x18\x07 \x01(\x0b\x32\x1a.arborist.v1.DraftReleasedH\x00\x12#\n\x05\x65rror\x18\x08 \x01(\x0b\x32\x12.arborist.v1.ErrorH\x00\x12!\n\x04pool\x18\t \x01(\x0b\x32\x11.arborist.v1.PoolH\x00\x42\x08\n\x06result\"&\n\x0b\x44raftOpened\x12\x17\n\x0freserved_tokens\x18\x01 \x01(\x05\"\x1d\n\x08\x45xtended\x12\x11\n\tnum_pairs\x18\x01 \x01(\x05\"J\n\x05Level\x12\x10\n\x08num_rows\x18\x01 \x01(\x05\x12\r\n\x05top_k\x18\x02 \x01(\x05\x12\x0e\n\x06tokens\x18\x03 \x03(\x05\x12\x10\n\x08logprobs\x18\x04 \x01(\x0c\"\x9c\x01\n\x04Pool\x12\x0e\n\x06tokens\x18\x01 \x03(\x05\x12\x13\n\x07parents\x18\x02 \x03(\x05\x42\x02\x18\x01\x12\x12\n\x06scores\x18\x03 \x01(\x0c\x42\x02\x18\x01\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x12\n\nlevel_rows\x18\x05 \x03(\x05\x12\x0c\n\x04rows\x18\x06 \x03(\x05\x12\x10\n\x08logprobs\x18\x07 \x01(\x0c\x12\x18\n\x10level_compute_ms\x18\x08 \x03(\x01\"\x0f\n\rDraftReleased\"\x1c\n\x1a\x44raftServiceGetInfoRequest\"\x8b\x01\n\x1b\x44raftServiceGetInfoResponse\x12%\n\x04info\x18\x01 \x01(\x0b\x32\x17.arborist.v1.WorkerInfo\x12.\n\x0c\x66\x65\x61ture_spec\x18\x02 \x01(\x0b\x32\x18.arborist.v1.FeatureSpec\x12\x15\n\rfeature_width\x18\x03 \x01(\x05\"\x1a\n\x18\x44raftServiceDrainRequest\"1\n\x19\x44raftServiceDrainResponse\x12\x14\n\x0cnum_sessions\x18\x01 \x01(\x05\x32\xa6\x02\n\x0c\x44raftService\x12`\n\x07\x43onnect\x12\'.arborist.v1.DraftServiceConnectRequest\x1a(.arborist.v1.DraftServiceConnectResponse(\x01\x30\x01\x12\\\n\x07GetInfo\x12\'.arborist.v1.DraftServiceGetInfoRequest\x1a(.arborist.v1.DraftServiceGetInfoResponse\x12V\n\x05\x44rain\x12%.arborist.v1.DraftServiceDrainRequest\x1a&.arborist.v1.DraftServiceDrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'arborist.v1.draft_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_POOL'].fields_by_name['parents']._loaded_options = None
+  _globals['_POOL'].fields_by_name['parents']._serialized_options = b'\030\001'
+  _globals['_POOL'].fields_by_name['scores']._loaded_options = None
+  _globals['_POOL'].fields_by_name['scores']._serialized_options = b'\030\001'
   _globals['_DRAFTSERVICECONNECTREQUEST']._serialized_start=66
   _globals['_DRAFTSERVICECONNECTREQUEST']._serialized_end=190
   _globals['_DRAFTCOMMANDS']._serialized_start=192
@@ -45,33 +49,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPAND']._serialized_start=827
   _globals['_EXPAND']._serialized_end=864
   _globals['_EXPANDTREE']._serialized_start=866
-  _globals['_EXPANDTREE']._serialized_end=924
-  _globals['_DRAFTRELEASE']._serialized_start=926
-  _globals['_DRAFTRELEASE']._serialized_end=940
-  _globals['_DRAFTSERVICECONNECTRESPONSE']._serialized_start=942
-  _globals['_DRAFTSERVICECONNECTRESPONSE']._serialized_end=1069
-  _globals['_DRAFTRESULTS']._serialized_start=1071
-  _globals['_DRAFTRESULTS']._serialized_end=1128
-  _globals['_DRAFTRESULT']._serialized_start=1131
-  _globals['_DRAFTRESULT']._serialized_end=1456
-  _globals['_DRAFTOPENED']._serialized_start=1458
-  _globals['_DRAFTOPENED']._serialized_end=1496
-  _globals['_EXTENDED']._serialized_start=1498
-  _globals['_EXTENDED']._serialized_end=1527
-  _globals['_LEVEL']._serialized_start=1529
-  _globals['_LEVEL']._serialized_end=1603
-  _globals['_POOL']._serialized_start=1605
-  _globals['_POOL']._serialized_end=1660
-  _globals['_DRAFTRELEASED']._serialized_start=1662
-  _globals['_DRAFTRELEASED']._serialized_end=1677
-  _globals['_DRAFTSERVICEGETINFOREQUEST']._serialized_start=1679
-  _globals['_DRAFTSERVICEGETINFOREQUEST']._serialized_end=1707
-  _globals['_DRAFTSERVICEGETINFORESPONSE']._serialized_start=1710
-  _globals['_DRAFTSERVICEGETINFORESPONSE']._serialized_end=1849
-  _globals['_DRAFTSERVICEDRAINREQUEST']._serialized_start=1851
-  _globals['_DRAFTSERVICEDRAINREQUEST']._serialized_end=1877
-  _globals['_DRAFTSERVICEDRAINRESPONSE']._serialized_start=1879
-  _globals['_DRAFTSERVICEDRAINRESPONSE']._serialized_end=1928
-  _globals['_DRAFTSERVICE']._serialized_start=1931
-  _globals['_DRAFTSERVICE']._serialized_end=2225
+  _globals['_EXPANDTREE']._serialized_end=948
+  _globals['_DRAFTRELEASE']._serialized_start=950
+  _globals['_DRAFTRELEASE']._serialized_end=964
+  _globals['_DRAFTSERVICECONNECTRESPONSE']._serialized_start=966
+  _globals['_DRAFTSERVICECONNECTRESPONSE']._serialized_end=1093
+  _globals['_DRAFTRESULTS']._serialized_start=1095
+  _globals['_DRAFTRESULTS']._serialized_end=1152
+  _globals['_DRAFTRESULT']._serialized_start=1155
+  _globals['_DRAFTRESULT']._serialized_end=1480
+  _globals['_DRAFTOPENED']._serialized_start=1482
+  _globals['_DRAFTOPENED']._serialized_end=1520
+  _globals['_EXTENDED']._serialized_start=1522
+  _globals['_EXTENDED']._serialized_end=1551
+  _globals['_LEVEL']._serialized_start=1553
+  _globals['_LEVEL']._serialized_end=1627
+  _globals['_POOL']._serialized_start=1630
+  _globals['_POOL']._serialized_end=1786
+  _globals['_DRAFTRELEASED']._serialized_start=1788
+  _globals['_DRAFTRELEASED']._serialized_end=1803
+  _globals['_DRAFTSERVICEGETINFOREQUEST']._serialized_start=1805
+  _globals['_DRAFTSERVICEGETINFOREQUEST']._serialized_end=1833
+  _globals['_DRAFTSERVICEGETINFORESPONSE']._serialized_start=1836
+  _globals['_DRAFTSERVICEGETINFORESPONSE']._serialized_end=1975
+  _globals['_DRAFTSERVICEDRAINREQUEST']._serialized_start=1977
+  _globals['_DRAFTSERVICEDRAINREQUEST']._serialized_end=2003
+  _globals['_DRAFTSERVICEDRAINRESPONSE']._serialized_start=2005
+  _globals['_DRAFTSERVICEDRAINRESPONSE']._serialized_end=2054
+  _globals['_DRAFTSERVICE']._serialized_start=2057
+  _globals['_DRAFTSERVICE']._serialized_end=2351
 # @@protoc_insertion_point(module_scope)

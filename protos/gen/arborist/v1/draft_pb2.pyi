@@ -78,14 +78,16 @@ class Expand(_message.Message):
     def __init__(self, rows: _Optional[_Iterable[int]] = ..., top_k: _Optional[int] = ...) -> None: ...
 
 class ExpandTree(_message.Message):
-    __slots__ = ("policy", "depth", "top_k")
+    __slots__ = ("policy", "depth", "top_k", "level_span_ids")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_SPAN_IDS_FIELD_NUMBER: _ClassVar[int]
     policy: str
     depth: int
     top_k: int
-    def __init__(self, policy: _Optional[str] = ..., depth: _Optional[int] = ..., top_k: _Optional[int] = ...) -> None: ...
+    level_span_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, policy: _Optional[str] = ..., depth: _Optional[int] = ..., top_k: _Optional[int] = ..., level_span_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DraftRelease(_message.Message):
     __slots__ = ()
@@ -152,14 +154,24 @@ class Level(_message.Message):
     def __init__(self, num_rows: _Optional[int] = ..., top_k: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., logprobs: _Optional[bytes] = ...) -> None: ...
 
 class Pool(_message.Message):
-    __slots__ = ("tokens", "parents", "scores")
+    __slots__ = ("tokens", "parents", "scores", "top_k", "level_rows", "rows", "logprobs", "level_compute_ms")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     PARENTS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_ROWS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_COMPUTE_MS_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedScalarFieldContainer[int]
     parents: _containers.RepeatedScalarFieldContainer[int]
     scores: bytes
-    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., parents: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ...) -> None: ...
+    top_k: int
+    level_rows: _containers.RepeatedScalarFieldContainer[int]
+    rows: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: bytes
+    level_compute_ms: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., parents: _Optional[_Iterable[int]] = ..., scores: _Optional[bytes] = ..., top_k: _Optional[int] = ..., level_rows: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[int]] = ..., logprobs: _Optional[bytes] = ..., level_compute_ms: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class DraftReleased(_message.Message):
     __slots__ = ()

@@ -29,7 +29,8 @@ class ComputeThread:
     The next forward takes the oldest commands of all sessions, at most one per session, up to
     `max_rows` commands and `max_batch_tokens` tokens. Commands of one session never overtake each
     other. What is no forward (open, read, release) runs before it. With nothing left to do, an
-    engine that runs ahead does so once.
+    engine that runs ahead does so once. Answers leave after each forward; those of commands that
+    are the first of a pair leave with the second's.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class ComputeThread:
         self._max_batch_tokens = max_batch_tokens
         self._inbox: queue.SimpleQueue[list[Job] | Callable[[], None] | None] = queue.SimpleQueue()
         self._pending: list[Job] = []
+        self._first_of_pairs: list[Job] = []  # Answered with what follows them.
         self._runs_ahead = engine if isinstance(engine, RunsAhead) else None
         # When the next command of a session was computed, if it already was: begin and end.
         self._ahead_ns: dict[SessionKey, tuple[int, int]] = {}
@@ -106,9 +108,23 @@ class ComputeThread:
                 self._deliver(controls)
             if batch:
                 self._run_batch(batch)
-                self._deliver(batch)
+                self._deliver_in_pairs(batch)
                 if not self._pending and self._inbox.empty():
                     self._run_ahead()
+
+    def _deliver_in_pairs(self, batch: list[Job]) -> None:
+        """Delivers a batch, unless all of it goes on in the next forward: then both together.
+
+        Writing an answer while this thread computes costs the forward more time than it saves.
+        """
+        if self._first_of_pairs:
+            self._deliver(self._first_of_pairs)
+            self._first_of_pairs = []
+        going_on = {job.command.session for job in self._pending if _follows(job)}
+        if going_on and all(job.command.session in going_on for job in batch):
+            self._first_of_pairs = batch
+        else:
+            self._deliver(batch)
 
     def _run_ahead(self) -> None:
         """Lets the engine compute what it expects to be asked for, while nothing else waits."""
@@ -249,6 +265,11 @@ class ComputeThread:
 
 def _gone() -> UnknownSessionError:
     return UnknownSessionError("the session was replaced or released")
+
+
+def _follows(job: Job) -> bool:
+    body = job.command.body
+    return isinstance(body, RunWork) and body.follows
 
 
 def _work(job: Job) -> object:

@@ -19,7 +19,7 @@ class PoolLevel:
     Attributes:
         frontier: int64, what was expanded: indices inside the level before, best first.
         level: Their children, one row per expanded node.
-        compute_ms: Milliseconds of the forward it was part of.
+        compute_ms: Milliseconds of choosing the frontier and of the forward it was part of.
     """
 
     frontier: IntArray
@@ -35,7 +35,7 @@ class Pool:
 
     @property
     def compute_ms(self) -> list[float]:
-        """Returns the milliseconds of every level's forward."""
+        """Returns the milliseconds of every level."""
         return [one.compute_ms for one in self.levels]
 
     def tree(self, level: Level) -> DraftTree:

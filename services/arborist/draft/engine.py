@@ -301,6 +301,7 @@ class EagleDraftEngine:
         outcomes: list[DraftOutcome | None] = [None] * len(batch)
         growths: dict[int, TreeGrowth] = {}
         step: dict[int, Extend | Expand] = {}  # The next forward, by place in the batch.
+        ended = time.perf_counter()
         before = {index: held for index, work in enumerate(batch) if (held := self._held(work))}
         for index, work in enumerate(batch):
             if not isinstance(work, ExpandTree):
@@ -313,9 +314,9 @@ class EagleDraftEngine:
                 outcomes[index] = error
         try:
             while step:
-                started = time.perf_counter()
                 results = self._run_forward(list(step.values()))
-                compute_ms = (time.perf_counter() - started) * 1e3
+                since, ended = ended, time.perf_counter()
+                compute_ms = (ended - since) * 1e3
                 answers, step = dict(zip(step, results, strict=True)), {}
                 for index, answer in answers.items():
                     growth = growths.get(index)

@@ -43,7 +43,7 @@ class TreeGrowth:
 
         Args:
             level: One row per expanded node.
-            compute_ms: Milliseconds of the forward.
+            compute_ms: Milliseconds since the level before.
         """
         if self._frontier is None:
             raise RuntimeError("the pool is whole already")

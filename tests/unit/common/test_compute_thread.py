@@ -34,9 +34,10 @@ class Nobody:
         """Does nothing."""
 
 
-def job(session: str, number: int, num_tokens: int = 1) -> Job:
+def job(session: str, number: int, num_tokens: int = 1, follows: bool = False) -> Job:
     """Returns a command of a session."""
-    work = RunWork(Stamp(1, number, 0), (session, number), num_tokens, "verify", False)
+    stamp = Stamp(1, number, 0)
+    work = RunWork(stamp, (session, number), num_tokens, "verify", bulk=False, follows=follows)
     return Job(Command(number, ("c", session), "", work), Nobody())
 
 
@@ -88,3 +89,39 @@ def test_forwards_are_full_and_sessions_keep_their_order(
     assert [[f"{name}{number}" for name, number in batch] for batch in engine.batches] == batches
     assert [one.answer for one in jobs] == [(name[0], int(name[1])) for name in sizes]
     assert all(one.queue_ms >= 0.0 for one in jobs)
+
+
+@pytest.mark.parametrize(
+    ("names", "answers"),
+    [
+        (["a1", "a2+"], [["a1"], ["a2"]]),
+        (["a1", "b1", "a2+", "b2+"], [["a1", "b1"], ["a2", "b2"]]),
+        (["a1", "b1", "a2+"], [["a1", "b1"], ["a2"]]),
+        (["a1", "a2+", "a3", "a4+"], [["a1"], ["a2"], ["a3"], ["a4"]]),
+    ],
+)
+def test_pairs_are_answered_in_order_and_together(
+    names: list[str], answers: list[list[str]]
+) -> None:
+    """Nothing is answered out of turn or left behind, and a lone pair is answered at its end."""
+    engine = Engine()
+    delivered: queue.SimpleQueue[tuple[int, list[Job]]] = queue.SimpleQueue()
+    thread = ComputeThread(
+        engine,  # type: ignore[arg-type]
+        read=lambda session, rows: None,
+        finish=lambda outcome: outcome,
+        deliver=lambda jobs: delivered.put((len(engine.batches), jobs)),
+        max_rows=8,
+        max_batch_tokens=100,
+        name="test",
+    )
+    thread.put([job(name[0], int(name[1]), follows=name.endswith("+")) for name in names])
+    thread.start()
+    found = [delivered.get(timeout=10.0) for _ in answers]
+    thread.stop()
+
+    assert thread.join(10.0)
+    told = [["".join(map(str, one.answer)) for one in jobs] for _, jobs in found]  # type: ignore[call-overload]
+    assert told == answers
+    if names[-1] == "a2+" and len(names) == 2:
+        assert [count for count, _ in found] == [2, 2]

@@ -207,9 +207,9 @@ class SpeculationConfig(Section):
         description="dynamic_depth stops when its frontier's log-probability is lower.",
     )
     draft_calls: DraftCalls = Field(
-        default="level",
-        description="level = a command to the draft per level; tree = one for all of a round, "
-        "with policies that the draft can follow by itself.",
+        default="tree",
+        description="tree = one trip to the draft a round, with policies that it can follow by "
+        "itself; level = a command per level.",
     )
     depth: int = Field(
         default=_SHAPE.depth, ge=1, le=MAX_DEPTH, description="Levels below the root."

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from arborist.core.errors import InvalidArgumentError
 from arborist.core.shape import MAX_DEPTH, MAX_TOP_K
 from arborist.core.tree import DraftTree, IntArray, Level
@@ -60,8 +58,10 @@ def _check_frontier(frontier: IntArray, num_candidates: int, num_rows: int) -> N
     if not 1 <= count <= MAX_TOP_K or count != num_rows:
         limit = f"{num_rows}, one per row of the level, in [1, {MAX_TOP_K}]"
         raise InvalidArgumentError("pool.rows", count, limit)
-    if int(frontier.min()) < 0 or int(frontier.max()) >= num_candidates:
-        worst = int(frontier.min()) if int(frontier.min()) < 0 else int(frontier.max())
+    rows = frontier.tolist()  # Few: Python checks them sooner than cold numpy code.
+    lowest, highest = min(rows), max(rows)
+    if lowest < 0 or highest >= num_candidates:
+        worst = lowest if lowest < 0 else highest
         raise InvalidArgumentError("pool.rows", worst, f"in [0, {num_candidates})")
-    if len(np.unique(frontier)) != count:
+    if len(set(rows)) != count:
         raise InvalidArgumentError("pool.rows", "repeated", "distinct inside a level")

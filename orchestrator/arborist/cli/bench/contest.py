@@ -73,7 +73,7 @@ class BenchSettings:
     trace_file: Path | None = None
     tree_paths: TreePaths | None = None
     min_frontier_logprob: float = DEFAULT_MIN_FRONTIER_LOGPROB
-    draft_calls: DraftCalls = "level"
+    draft_calls: DraftCalls = "tree"
     vocabulary_file: Path | None = None
     vocabulary_size: int | None = None
 

@@ -315,6 +315,10 @@ class _FakeRole:
             raise self.error
         return _warm_engine(self)
 
+    def rehearse(self, engine: Any, rows: int) -> float | None:
+        """Has room for sixteen rows."""
+        return 1.0 + rows / 16 if rows <= 16 else None
+
     def shell(self, engine: Any, **parts: Any) -> Any:
         """Returns the shell around the engine."""
         return target_worker(engine, **parts)
@@ -368,6 +372,7 @@ async def test_a_worker_is_unavailable_while_it_loads_and_serves_once_warm() -> 
             assert error_from_call(refused.value).message == "the model is still loading"
             assert isinstance(early, UnavailableError)
             assert role.warm == 1
+            assert [one.rows for one in running.info.row_costs] == [1.0, 8.0, 16.0]
             assert await _health(channel) == "SERVING"
             stream = Stream(stub.Connect(), target_wire)
             await stream.attach(Attach("c", StreamLane.ROUND))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -17,6 +18,7 @@ import uvloop
 
 from arborist.common.config import ArboristConfig, WorkerConfig
 from arborist.common.ended_thread import in_ended_thread
+from arborist.common.forward_costs import ForwardCosts
 from arborist.common.loading_gate import LoadingGate
 from arborist.common.logging_setup import configure_logging
 from arborist.common.metrics_server import MetricsServer, new_registry
@@ -32,6 +34,10 @@ from arborist.common.worker_prometheus import PrometheusWorkerMetrics
 from arborist.core.errors import ArboristError
 
 _EXPORT_S = 2.0
+# Sizes whose cost is measured before serving, how often, and how long that may take in all.
+_REHEARSED_ROWS = (1, 8, 16, 32, 64, 128, 256)
+_REHEARSALS = 4
+_REHEARSAL_S = 2.0
 
 
 class WarmEngine(Protocol):
@@ -66,6 +72,10 @@ class WorkerRole(Protocol):
 
     def load(self, config: ArboristConfig) -> WarmEngine:
         """Loads the model; blocks."""
+        ...
+
+    def rehearse(self, engine: Any, rows: int) -> float | None:
+        """Runs a forward of so many rows; returns its milliseconds, None when they do not fit."""
         ...
 
     def shell(
@@ -169,6 +179,7 @@ async def start_worker(role: WorkerRole, config: ArboristConfig) -> RunningWorke
         worker.start()
         stack.push_async_callback(worker.stop)
         await worker.call(engine.warm_up)
+        await worker.call(partial(_measure_costs, role, engine, worker.costs))
         role.add_servicer(engine, worker, server)
         gate.open()
         freeze_startup_objects()
@@ -229,6 +240,21 @@ def _load(role: WorkerRole, config: ArboristConfig, num_threads: int) -> WarmEng
     if num_threads:
         torch.set_num_threads(num_threads)
     return role.load(config)
+
+
+def _measure_costs(role: WorkerRole, engine: WarmEngine, costs: ForwardCosts) -> None:
+    """Fills the table of costs; rows that do not fit, or would take too long, stay out of it."""
+    deadline_s = time.monotonic() + _REHEARSAL_S
+    for rows in _REHEARSED_ROWS:
+        taken: list[float] = []
+        for _ in range(_REHEARSALS):
+            ms = role.rehearse(engine, rows)
+            if ms is None or (taken and time.monotonic() > deadline_s):
+                break
+            taken.append(ms)
+        if not taken or time.monotonic() > deadline_s:
+            return
+        costs.observe(rows, min(taken))  # The first one also pays for what is new.
 
 
 def _limits(settings: WorkerConfig) -> WorkerLimits:

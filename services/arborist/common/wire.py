@@ -19,6 +19,7 @@ from torch import Tensor
 from arborist.common.attach import Attach, Attached, StreamLane
 from arborist.common.errors import restore_error
 from arborist.common.worker_info import WorkerInfo
+from arborist.core.cost_table import MAX_COST_POINTS, CostTable, RowCost
 from arborist.core.engine import ModelInfo
 from arborist.core.errors import ArboristError, InvalidArgumentError, UnimplementedError
 from arborist.core.features import FeatureSpec
@@ -442,6 +443,7 @@ def worker_info_to_pb(info: WorkerInfo) -> pb.WorkerInfo:
         num_sessions=info.num_sessions,
         num_queued_rows=info.num_queued_rows,
         draining=info.draining,
+        row_costs=[pb.RowCost(rows=one.rows, ms=one.ms) for one in info.row_costs],
     )
 
 
@@ -449,7 +451,7 @@ def worker_info_from_pb(message: pb.WorkerInfo) -> WorkerInfo:
     """Returns a worker's description.
 
     Raises:
-        InvalidArgumentError: The model's dtype is unknown here.
+        InvalidArgumentError: The model's dtype is unknown here, or its costs are none.
     """
     return WorkerInfo(
         worker_id=message.worker_id,
@@ -461,4 +463,13 @@ def worker_info_from_pb(message: pb.WorkerInfo) -> WorkerInfo:
         num_sessions=message.num_sessions,
         num_queued_rows=message.num_queued_rows,
         draining=message.draining,
+        row_costs=_row_costs(message.row_costs),
     )
+
+
+def _row_costs(messages: Sequence[pb.RowCost]) -> tuple[RowCost, ...]:
+    """Returns what is a table of costs; an empty one when nothing was measured."""
+    costs = tuple(RowCost(one.rows, one.ms) for one in messages[: MAX_COST_POINTS + 1])
+    if costs:
+        CostTable(costs)  # Refuses what is none.
+    return costs

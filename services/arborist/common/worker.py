@@ -22,6 +22,7 @@ from arborist.common.command import (
     RunWork,
 )
 from arborist.common.compute_thread import ComputeThread
+from arborist.common.forward_costs import ForwardCosts
 from arborist.common.job import Answerable, Job
 from arborist.common.job_spans import record_spans
 from arborist.common.result_stream import ResultStream
@@ -39,10 +40,14 @@ from arborist.core.errors import (
     StaleStampError,
     UnavailableError,
 )
+from arborist.core.pool import Pool
 
 OpenT = TypeVar("OpenT")
 WorkT = TypeVar("WorkT")
 ValueT = TypeVar("ValueT")
+
+# Forwards whose rows are alike: a node each, with logits.
+_COSTED_KINDS = {"verify", "extend", "expand"}
 
 
 class Controller:
@@ -104,6 +109,8 @@ class Worker(Generic[OpenT, WorkT]):
         self._version = version
         self._spans = spans
         self._metrics = metrics
+        self.costs = ForwardCosts()
+        """What forwards take by their rows."""
         self._sessions = SessionTable()
         self._controllers: dict[str, Controller] = {}
         self._num_queued = 0
@@ -190,6 +197,7 @@ class Worker(Generic[OpenT, WorkT]):
             num_sessions=len(self._sessions),
             num_queued_rows=self._num_queued_rows,
             draining=self.draining,
+            row_costs=self.costs.points,
         )
 
     # --- streams ----------------------------------------------------------------------------------
@@ -402,8 +410,19 @@ class Worker(Generic[OpenT, WorkT]):
                 if job.command.traceparent:
                     record_spans(self._spans, job, body, len(jobs))
         if kinds:
+            self._observe_costs(jobs, kinds, num_tokens)
             kind = kinds.pop() if len(kinds) == 1 else "mixed"
             self._metrics.observe_forward(kind, len(jobs), num_tokens, jobs[0].compute_ms / 1e3)
+
+    def _observe_costs(self, jobs: list[Job], kinds: set[str], num_tokens: int) -> None:
+        """Keeps the table of costs up; prompts are another kind of forward and stay out of it."""
+        pools = [job.answer for job in jobs if isinstance(job.answer, Pool)]
+        if not pools and kinds <= _COSTED_KINDS:
+            self.costs.observe(num_tokens, jobs[0].compute_ms)
+        if len(pools) == len(jobs):
+            for levels in zip(*(pool.levels for pool in pools), strict=False):
+                rows = sum(len(level.frontier) for level in levels)
+                self.costs.observe(rows, levels[0].compute_ms)
 
     def _report_sessions(self) -> None:
         self._metrics.set_sessions(len(self._sessions))

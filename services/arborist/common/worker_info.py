@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from arborist.core.cost_table import RowCost
 from arborist.core.engine import ModelInfo
 from arborist.core.features import FeatureSpec
 
@@ -21,6 +22,7 @@ class WorkerInfo:
     num_sessions: int
     num_queued_rows: int
     draining: bool
+    row_costs: tuple[RowCost, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

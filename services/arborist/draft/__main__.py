@@ -41,6 +41,12 @@ class DraftRole:
         )
         return RunAheadDraft(engine) if settings.run_ahead else engine
 
+    def rehearse(self, engine: Any, rows: int) -> float | None:
+        """Runs a forward of so many rows; returns its milliseconds."""
+        from arborist.draft.rehearsal import rehearse
+
+        return rehearse(engine, rows)
+
     def shell(self, engine: Any, **parts: Any) -> Any:
         """Returns the shell around the engine."""
         from arborist.draft.servicer import draft_worker

@@ -40,6 +40,12 @@ class TargetRole:
             name=settings.served_name(),
         )
 
+    def rehearse(self, engine: Any, rows: int) -> float | None:
+        """Runs a forward of so many rows; returns its milliseconds."""
+        from arborist.target.rehearsal import rehearse
+
+        return rehearse(engine, rows)
+
     def shell(self, engine: Any, **parts: Any) -> Any:
         """Returns the shell around the engine."""
         from arborist.target.servicer import target_worker

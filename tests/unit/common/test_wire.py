@@ -23,6 +23,7 @@ from arborist.common.command import (
     RunWork,
 )
 from arborist.common.worker_info import DraftWorkerInfo, WorkerInfo
+from arborist.core.cost_table import RowCost
 from arborist.core.engine import (
     DraftOpen,
     Expand,
@@ -247,6 +248,7 @@ INFO = WorkerInfo(
     num_sessions=3,
     num_queued_rows=2,
     draining=True,
+    row_costs=(RowCost(1.0, 9.5), RowCost(16.25, 11.75)),
 )
 
 
@@ -255,6 +257,14 @@ def test_worker_info_crosses(spec: FeatureSpec | None) -> None:
     """Every field survives, also for a draft that wants no features."""
     info = DraftWorkerInfo(INFO, spec, 12_288 if spec else 0)
     assert draft_wire.draft_info_from_pb(sent(draft_wire.draft_info_to_pb(info))) == info
+
+
+def test_costs_that_are_none_are_refused() -> None:
+    """A negative time would make any tree look good."""
+    message = wire.worker_info_to_pb(INFO)
+    message.row_costs[1].ms = -1.0
+    with pytest.raises(InvalidArgumentError, match="costs"):
+        wire.worker_info_from_pb(message)
 
 
 @pytest.mark.parametrize("lane", list(StreamLane))

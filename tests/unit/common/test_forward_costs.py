@@ -1,0 +1,48 @@
+"""A worker's own measure of its forwards."""
+
+from arborist.common.forward_costs import ForwardCosts
+from arborist.core.cost_table import CostTable, RowCost
+
+
+def test_forwards_of_about_the_same_rows_share_a_point_that_follows_them() -> None:
+    """Two buckets per doubling."""
+    costs = ForwardCosts()
+    costs.observe(16, 10.0)
+    for _ in range(200):
+        costs.observe(17, 12.0)
+
+    (point,) = costs.points
+    assert 16 <= point.rows <= 17
+    assert abs(point.ms - 12.0) < 0.1
+
+
+def test_one_forward_that_was_held_up_hardly_counts() -> None:
+    """The machine did something else meanwhile."""
+    costs = ForwardCosts()
+    costs.observe(8, 10.0)
+    costs.observe(8, 10_000.0)
+
+    assert costs.points[0].ms < 12.0
+
+
+def test_points_are_few_ascending_and_make_a_table() -> None:
+    """Whatever sizes a busy day brings."""
+    costs = ForwardCosts()
+    for rows in range(1, 5000):
+        costs.observe(rows, 5.0 + rows / 10)
+
+    rows_seen = [one.rows for one in costs.points]
+    assert rows_seen == sorted(set(rows_seen))
+    assert len(costs.points) <= 32
+    assert CostTable(costs.points).ms(1) == costs.points[0].ms
+
+
+def test_what_is_no_measurement_is_left_out() -> None:
+    """No rows, no time."""
+    costs = ForwardCosts()
+    for rows, ms in ((0, 1.0), (1, 0.0), (1, float("nan")), (1, float("inf"))):
+        costs.observe(rows, ms)
+
+    assert not costs.points
+    costs.observe(1, 2.0)
+    assert list(costs.points) == [RowCost(1.0, 2.0)]

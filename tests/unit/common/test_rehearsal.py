@@ -1,0 +1,60 @@
+"""Forwards of chosen sizes before a worker serves."""
+
+from pathlib import Path
+
+import pytest
+
+from arborist.core.engine import DraftEngine, TargetEngine
+from arborist.draft.engine import load_draft
+from arborist.draft.rehearsal import rehearse as rehearse_draft
+from arborist.target.engine import load_target
+from arborist.target.rehearsal import rehearse as rehearse_target
+
+PAIR = Path(__file__).resolve().parents[2] / "golden" / "eagle2"
+
+
+@pytest.fixture(scope="module")
+def target() -> TargetEngine:
+    """Returns the golden target with room for 128 positions."""
+    path = PAIR / "target"
+    return load_target(path, device="cpu", dtype="float32", kv_capacity_tokens=128)
+
+
+@pytest.fixture(scope="module")
+def draft() -> DraftEngine:
+    """Returns the golden head, with room for a few dozen sessions' trees."""
+    return load_draft(
+        PAIR / "eagle_head",
+        PAIR / "target",
+        device="cpu",
+        dtype="float32",
+        kv_capacity_tokens=4096,
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 64])
+def test_a_target_says_what_rows_take_and_keeps_nothing(target: TargetEngine, rows: int) -> None:
+    """One session, root and a chain."""
+    ms = rehearse_target(target, rows)
+
+    assert ms is not None
+    assert ms > 0
+    assert target.kv_reserved_tokens == 0
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 40])
+def test_a_draft_says_what_rows_take_and_keeps_nothing(draft: DraftEngine, rows: int) -> None:
+    """Eight rows of a session."""
+    ms = rehearse_draft(draft, rows)
+
+    assert ms is not None
+    assert ms > 0
+    assert draft.kv_reserved_tokens == 0
+
+
+def test_rows_that_do_not_fit_are_left_out(target: TargetEngine, draft: DraftEngine) -> None:
+    """Neither more nodes than a tree may have, nor more than the KV holds."""
+    assert rehearse_target(target, 128) is None
+    assert rehearse_target(target, 300) is None
+    assert rehearse_draft(draft, 100_000) is None
+    assert target.kv_reserved_tokens == draft.kv_reserved_tokens == 0

@@ -109,9 +109,11 @@ class Decoder:
         self._target_epoch = 0
         self._target_moves = 0
         self._draft: DraftLink | None = None
+        self._opening: asyncio.Task[bool] | None = None
         self._draft_epoch = 0
         self._draft_retry_at = 0
         self._draft_backoff = limits.draft_retry_rounds
+        self._unsent: list[Pairs] = []
         self._pending: Pairs | None = None
 
     async def run(self) -> AsyncIterator[Round]:
@@ -165,7 +167,7 @@ class Decoder:
         if isinstance(policy, NgramPolicy):
             return self._look_up(policy, timer)
         try:
-            if self._draft is None and not await self._regain_draft(index, timer):
+            if not await self._catch_up(timer) and not await self._regain_draft(index, timer):
                 return ROOT_ONLY
             tree = await self._grow(index, policy, timer)
             with timer.local("tree.rerank", rows=len(tree)):
@@ -324,7 +326,7 @@ class Decoder:
         while True:
             try:
                 self._target, draft = await self._open_target()
-                await self._attach_draft(draft)
+                self._ask_draft(draft)
                 root = await self._prefill_target(
                     self._target, self._session.prompt, timer, fresh=True
                 )
@@ -409,18 +411,23 @@ class Decoder:
         tokens: list[int],
         timer: PhaseTimer,
     ) -> int | None:
-        """Waits for a chunk and passes its pairs on; the last ones wait for round 0."""
+        """Waits for a chunk and passes its pairs on; the last chunk's wait for round 0.
+
+        The first token waits for no draft: what it cannot be sent yet is sent in round 0.
+        """
         chunk = (await task).value
-        if chunk.features is None:
+        if chunk.features is None or self._draft is None:
             return chunk.root
         end = begin + len(chunk.features)
         following = tokens[begin + 1 : end + 1]
         if chunk.root is not None:
             following.append(chunk.root)
         parts = Pairs(begin, following, chunk.features).parts(self._limits.bulk_part_bytes)
-        await self._append(parts[:-1] if end == len(tokens) else parts, timer)
-        if end == len(tokens) and self._draft is not None:
-            self._pending = parts[-1]
+        self._unsent += parts
+        if end == len(tokens):
+            self._pending = self._unsent.pop()
+        elif self._opening is None or self._opening.done():
+            await self._catch_up(timer)
         return chunk.root
 
     async def _append(self, parts: list[Pairs], timer: PhaseTimer) -> None:
@@ -493,27 +500,40 @@ class Decoder:
             return None
         return self._workers.draft()
 
-    async def _attach_draft(self, draft: DraftLink | None) -> None:
-        """Opens the session at a draft, if there is one; its absence is no error."""
+    def _ask_draft(self, draft: DraftLink | None) -> None:
+        """Asks a draft, if there is one, to open the session; `_catch_up` waits for the answer."""
         if draft is None:
             return
         self._draft_epoch += 1
+        self._draft = draft
+        self._opening = asyncio.ensure_future(self._open_draft(draft))
+
+    async def _open_draft(self, draft: DraftLink) -> bool:
         request = DraftOpen(self._session.max_length, self._session.sampling.seed)
         try:
             await draft.open(
                 self._session.session_id, self._draft_epoch, request, self._deadlines.draft_open_s
             )
         except ArboristError:
-            draft.release(self._session.session_id)
-            return
-        self._draft = draft
+            return False
+        return True
+
+    async def _catch_up(self, timer: PhaseTimer) -> bool:
+        """Waits until the draft is open and has what was kept for it; returns if there is one."""
+        if self._opening is not None:
+            opened, self._opening = await self._opening, None
+            if not opened:
+                self._drop_draft()
+        parts, self._unsent = self._unsent, []
+        await self._append(parts, timer)
+        return self._draft is not None
 
     async def _regain_draft(self, index: int, timer: PhaseTimer) -> bool:
         """Now and then tries to get a draft back, rebuilt from the target's feature store."""
         if index < self._draft_retry_at:
             return False
-        await self._attach_draft(self._pick_draft())
-        if self._draft is None:
+        self._ask_draft(self._pick_draft())
+        if not await self._catch_up(timer):
             self._lose_draft(index)
             return False
         target = await self._live_target(timer)
@@ -542,7 +562,10 @@ class Decoder:
         self._draft_backoff *= 2
 
     def _drop_draft(self) -> None:
-        self._pending = None
+        self._unsent, self._pending = [], None
+        if self._opening is not None:
+            self._opening.cancel()  # The link then frees what the draft may yet open.
+            self._opening = None
         if self._draft is not None:
             self._draft.release(self._session.session_id)
             self._draft = None

@@ -226,6 +226,71 @@ async def test_a_draft_lost_while_it_is_rebuilt_waits_from_that_round_on():
     assert plain == [2, 3, 4, 5, 6, 7]
 
 
+@pytest.mark.parametrize("length", [2, 7])
+async def test_a_draft_that_does_not_answer_open_holds_up_no_first_token(length):
+    """The first token comes while Open is unanswered; what follows is the model's without it."""
+    expired = asyncio.Event()
+
+    async def freeze(command: str) -> None:
+        await asyncio.sleep(0)
+        if command == "draft.open":
+            await expired.wait()
+            raise DeadlineError("planned")
+
+    prompt, draft = PROMPT[:length], FakeDraft(1.0, freeze)
+    decoder, session = make_decoder(FakeWorkers([FakeTarget()], draft), prompt=prompt)
+    rounds = decoder.run()
+    async with asyncio.timeout(5.0):
+        first = await anext(rounds)
+    assert first.tokens == session.output == plain_decode(prompt, 1, GREEDY)
+    expired.set()
+    assert not any([one.speculated async for one in rounds])
+    decoder.close()
+    assert session.output == plain_decode(prompt, MAX_TOKENS, GREEDY)
+
+
+@pytest.mark.parametrize("length", [2, 7])
+async def test_a_draft_that_opens_late_misses_no_pair(length):
+    """What the target computed before Open was answered reaches the draft in the first round."""
+    first_token = asyncio.Event()
+
+    async def open_late(command: str) -> None:
+        await asyncio.sleep(0)
+        if command == "draft.open":
+            await first_token.wait()
+
+    prompt = PROMPT[:length]
+    workers = FakeWorkers([FakeTarget()], FakeDraft(1.0, open_late))
+    decoder, session = make_decoder(workers, prompt=prompt)
+    rounds = decoder.run()
+    async with asyncio.timeout(5.0):
+        await anext(rounds)
+    first_token.set()
+    assert all([one.speculated async for one in rounds])
+    decoder.close()
+    assert session.output == plain_decode(prompt, MAX_TOKENS, GREEDY)
+
+
+async def test_a_session_that_ends_before_its_draft_is_open_leaves_nothing():
+    """Whatever Open has come to, the draft is freed and the wait for it is over."""
+
+    async def freeze(command: str) -> None:
+        if command == "draft.open" and draft.sessions:
+            await asyncio.Event().wait()
+        await asyncio.sleep(0)
+
+    draft = FakeDraft(1.0, freeze)
+    decoder, session = make_decoder(FakeWorkers([FakeTarget()], draft), max_tokens=1)
+    before = asyncio.all_tasks()
+    async with asyncio.timeout(5.0):
+        await decode(decoder)
+    await asyncio.sleep(0.002)
+    assert session.output == EXPECTED[:1]
+    assert draft.opened == 1
+    assert not draft.sessions
+    assert asyncio.all_tasks() == before
+
+
 async def test_a_target_that_stays_away_fails_the_session():
     """Moves are bounded; what was delivered stands."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
@@ -31,7 +30,6 @@ from arborist.common.worker_info import WorkerInfo
 from arborist.common.worker_limits import WorkerLimits
 from arborist.common.worker_metrics import WorkerMetrics
 from arborist.common.worker_prometheus import PrometheusWorkerMetrics
-from arborist.core.errors import ArboristError
 
 _EXPORT_S = 2.0
 # Sizes whose cost is measured before serving, how often, and how long that may take in all.
@@ -187,22 +185,6 @@ async def start_worker(role: WorkerRole, config: ArboristConfig) -> RunningWorke
         running = RunningWorker(worker, server, address, metrics_server.port)
         running._resources = stack.pop_all()
         return running
-
-
-def run_main(run: Callable[[], None]) -> None:
-    """Runs `python -m` of a worker; whatever fails is one line on stderr.
-
-    Args:
-        run: Serves until told to stop.
-    Raises:
-        SystemExit: It failed (1), or Ctrl-C came before it served (130).
-    """
-    try:
-        run()
-    except ArboristError as error:
-        raise SystemExit(f"arborist: {error.message}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def run_worker(role: WorkerRole, config: ArboristConfig) -> None:

@@ -1,15 +1,20 @@
-"""The draft worker as a process: `python -m arborist.draft`, or `arborist serve-draft`."""
+"""The draft worker as a process: `python -m arborist.draft`, or `arborist serve-draft`.
+
+What loads torch or gRPC is imported late: their variables are set before, see threads_config.
+"""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arborist.common.config import ArboristConfig, DraftWorkerConfig, load_config
-from arborist.common.running_worker import RunningWorker, run_main, run_worker
-from arborist.common.running_worker import start_worker as start
-from arborist.common.server import RpcServer
 from arborist.common.threads_config import apply_thread_environment
+from arborist.common.worker_main import run_main
+
+if TYPE_CHECKING:
+    from arborist.common.running_worker import RunningWorker
+    from arborist.common.server import RpcServer
 
 
 class DraftRole:
@@ -68,11 +73,15 @@ class DraftRole:
 
 async def start_worker(config: ArboristConfig) -> RunningWorker:
     """Starts a draft worker inside the running loop; see `running_worker.start_worker`."""
-    return await start(DraftRole(), config)
+    from arborist.common import running_worker
+
+    return await running_worker.start_worker(DraftRole(), config)
 
 
 def run(config: ArboristConfig) -> None:
     """Serves until SIGTERM or Ctrl-C."""
+    from arborist.common.running_worker import run_worker
+
     run_worker(DraftRole(), config)
 
 

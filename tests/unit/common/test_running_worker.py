@@ -11,8 +11,9 @@ from typing import Any, cast
 import pytest
 
 from arborist.common.config import parse_config
-from arborist.common.running_worker import RunningWorker, ready_line, run_main
+from arborist.common.running_worker import RunningWorker, ready_line
 from arborist.common.worker_info import WorkerInfo
+from arborist.common.worker_main import run_main
 from arborist.core.engine import ModelInfo
 from arborist.core.errors import ArboristError, UnavailableError
 from arborist.draft.__main__ import start_worker as start_draft

@@ -18,14 +18,17 @@ def test_an_operators_own_grpc_experiments_stay(monkeypatch: pytest.MonkeyPatch)
     assert os.environ["GRPC_EXPERIMENTS"] == "mine"
 
 
-def test_the_command_sets_up_grpc_before_it_loads_it() -> None:
-    """The environment counts when gRPC is imported, so the command's module must not do that."""
-    code = "import sys, arborist.cli.main; print('grpc' in sys.modules)"
+@pytest.mark.parametrize(
+    "module", ["arborist.cli.main", "arborist.draft.__main__", "arborist.target.__main__"]
+)
+def test_what_a_process_starts_with_loads_neither_torch_nor_grpc(module: str) -> None:
+    """The environment counts when they are imported, so nothing may do that before it is set."""
+    code = f"import sys, {module}; print({{'grpc', 'torch'}} & sys.modules.keys())"
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
     )
 
-    assert done.stdout.strip() == "False"
+    assert done.stdout.strip() == "set()"
 
 
 def test_workers_and_controllers_get_the_same_grpc(monkeypatch: pytest.MonkeyPatch) -> None:

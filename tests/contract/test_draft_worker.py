@@ -423,6 +423,20 @@ async def test_a_malformed_command_is_an_invalid_argument(name: str) -> None:
         assert isinstance(after, Level)
 
 
+@pytest.mark.parametrize("name", ["NaN", "infinity"])
+async def test_features_that_are_not_finite_never_reach_the_engine(name: str) -> None:
+    """They are refused as they come in, by name; the engine relies on that."""
+    async with served_draft() as served:
+        stream = await served.stream()
+        await extended(stream)
+        num_batches = len(served.engine.behaviour.batches)
+        outcome = (await stream.ask(INVALID[name]))[0]
+
+        assert isinstance(outcome, InvalidArgumentError)
+        assert outcome.message == "extend.features = NaN or infinity: must be finite"
+        assert len(served.engine.behaviour.batches) == num_batches
+
+
 @pytest.mark.parametrize(
     "reserved",
     [

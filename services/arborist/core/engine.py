@@ -181,7 +181,8 @@ class Extend:
     Attributes:
         begin: Must equal the pairs held.
         tokens: x_{begin+1}, ...
-        features: (len(tokens), width); torch tensor for an engine, None for a language model.
+        features: (len(tokens), width), finite; torch tensor for an engine, None for a language
+            model.
         top_k: Children of the root wanted; 0 = no level wanted.
     """
 

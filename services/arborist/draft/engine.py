@@ -419,10 +419,11 @@ class EagleDraftEngine:
             raise InvalidArgumentError("features", tuple(features.shape), f"of shape {shape}")
         if features.dtype not in FLOAT_DTYPES.values():
             raise InvalidArgumentError("features", features.dtype, f"one of {list(FLOAT_DTYPES)}")
-        # Looked at before the copy to the device, so that nothing waits for one, and after the
-        # conversion, because what is finite in fp32 may overflow fp16.
+        # They are finite, whoever received or computed them has seen to that; but what is finite in
+        # fp32 may overflow fp16. Looked at before the copy to the device: nothing waits for one.
         converted = features.to(self._dtype)
-        if not bool(converted.isfinite().all()):
+        narrower = torch.finfo(self._dtype).max < torch.finfo(features.dtype).max
+        if narrower and not bool(converted.isfinite().all()):
             raise InvalidArgumentError("features", "NaN or infinite", "finite")
         return converted.to(self._device)
 

@@ -28,6 +28,8 @@ InfoT = TypeVar("InfoT")
 
 # How long a disconnect waits for the worker to free our sessions; later its grace time does.
 _RELEASE_S = 0.5
+# How the end of a stream reads when its worker was told to stop.
+_STOPPED = "the worker stops"
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +118,7 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
         self._told = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._last_failure = ""
+        self._expects_loss = False
         self._num_late = 0
         self.address = address
         self.refusing = False
@@ -153,6 +156,7 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
 
     async def aclose(self) -> None:
         """Disconnects once sessions were freed; what is pending fails with UnavailableError."""
+        self._expects_loss = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RELEASE_S):
                 while self._releases and self.attached:
@@ -198,7 +202,7 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
                 await self._attach()
                 pause_s = self._settings.backoff_first_s
                 await self._watch()
-                self._note("connection lost")
+                await self._note_loss()
             except ArboristError as error:
                 self._note(error.message, loud=isinstance(error, MismatchError))
             finally:
@@ -224,7 +228,7 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
         for session_id in list(self._releases):
             self._tell_release(session_id)
         _log.info("%s worker %s is connected", self._protocol.wire.kind, self.address)
-        self._last_failure = ""
+        self._last_failure, self._expects_loss = "", False
         self._on_change()
 
     async def _watch(self) -> None:
@@ -291,8 +295,19 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
         self._releases.pop(session_id, None)
         self._told.set()
 
+    async def _note_loss(self) -> None:
+        """Says why a lane was lost; a worker that stopped as it was told to is no failure."""
+        lost = next(stream for stream in self._streams.values() if stream.lost.done())
+        try:
+            # A lost stream sends nothing any more and says why.
+            await lost.ask(lambda command_id: self._protocol.release(command_id, ""), 0.0)
+        except ArboristError as error:
+            self._expects_loss = self._expects_loss or error.message.endswith(_STOPPED)
+            self._note(error.message)
+
     def _note(self, failure: str, loud: bool = False) -> None:
         if failure != self._last_failure:
             self._last_failure = failure
-            level = logging.ERROR if loud else logging.WARNING
+            level = logging.INFO if self._expects_loss else logging.WARNING
+            level = logging.ERROR if loud else level
             _log.log(level, "%s worker %s: %s", self._protocol.wire.kind, self.address, failure)

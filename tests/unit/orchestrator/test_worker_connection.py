@@ -1,6 +1,7 @@
 """Streams to a worker: frames, deadlines, losses, releases."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -154,6 +155,31 @@ async def test_a_lost_stream_fails_what_is_pending_and_comes_back():
             await waiting
         await until(lambda: servicer.attaches == 4 and link.connection.attached)
         await link.open("again", 1, REQUEST, 5.0)
+
+
+async def test_a_lost_connection_is_a_warning_that_says_why(caplog):
+    """An operator sees which worker went away, and once."""
+    servicer = ScriptedTarget()
+    async with connected(servicer) as link:
+        servicer.drop_streams()
+        await until(lambda: servicer.attaches == 4 and link.connection.attached)
+    said = [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING]
+    address = link.connection.address
+    assert said == [f"target worker {address}: the target worker ended the stream"]
+
+
+async def test_letting_go_of_a_worker_is_no_warning(caplog):
+    """What the controller ends by itself, in whatever state the worker is, is no failure."""
+    async with connected(ScriptedTarget()):
+        pass
+    async with serving(ScriptedTarget()) as address:
+        connection = WorkerConnection(target_protocol(), address, "c", SETTINGS, lambda: None)
+        connection.start()
+        await until(lambda: connection.attached)
+        connection.release("s")
+        closing = asyncio.create_task(connection.aclose())
+    await closing
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING]
 
 
 async def test_a_release_lost_with_its_stream_is_said_again():

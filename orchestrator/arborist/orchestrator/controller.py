@@ -154,6 +154,7 @@ class Controller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.workers.aclose()
+        self._watch.look()  # What came since the last look.
 
     @property
     def ready(self) -> bool:

@@ -252,10 +252,10 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
 
     async def _detach(self) -> None:
         streams = list(self._streams.values())
+        self._num_late = self.num_late  # In one step: a sum that falls and rises counts twice.
         self._streams.clear()
         for stream in streams:
             await stream.aclose()
-            self._num_late += stream.num_late
         if streams:
             self._on_change()
 

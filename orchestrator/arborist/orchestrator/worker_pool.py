@@ -58,6 +58,7 @@ class GrpcWorkerPool:
         self._misfits: dict[tuple[str, str], str] = {}
         self._task: asyncio.Task[None] | None = None
         self._directory_gone = False
+        self._num_late = 0  # Of workers that were let go.
 
     @property
     def num_misfits(self) -> int:
@@ -66,8 +67,8 @@ class GrpcWorkerPool:
 
     @property
     def num_late(self) -> int:
-        """Returns results that came after their deadline."""
-        return sum(link.connection.num_late for link in self._links())
+        """Returns results that came after their deadline; never falls."""
+        return self._num_late + sum(link.connection.num_late for link in self._links())
 
     @property
     def targets(self) -> list[GrpcTargetLink]:
@@ -105,6 +106,7 @@ class GrpcWorkerPool:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
         await asyncio.gather(*(link.connection.aclose() for link in self._links()))
+        self._num_late = self.num_late
         self._targets.clear()
         self._drafts.clear()
 
@@ -190,8 +192,9 @@ class GrpcWorkerPool:
         for address in [one for one in links if one not in self._listed]:
             link = links[address]
             if not link.sessions or not link.connection.attached:
-                del links[address]
                 await link.connection.aclose()
+                self._num_late += link.connection.num_late
+                del links[address]
 
     def _pulse(self) -> None:
         self._changed.set()

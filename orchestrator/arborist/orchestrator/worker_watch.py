@@ -44,9 +44,8 @@ class WorkerWatch:
     def look(self) -> None:
         """Takes what the workers show now."""
         num_late, num_misfits = self._workers.num_late, self._workers.num_misfits
-        # The sum falls when a worker is let go; a counter only counts what is new.
-        self._metrics.count_late_results(max(0, num_late - self._num_late))
-        self._metrics.count_misfits(max(0, num_misfits - self._num_misfits))
+        self._metrics.count_late_results(num_late - self._num_late)
+        self._metrics.count_misfits(num_misfits - self._num_misfits)
         self._num_late, self._num_misfits = num_late, num_misfits
         targets = [link.connection.info for link in self._workers.present_targets]
         drafts = [link.connection.info for link in self._workers.drafts]

@@ -14,8 +14,10 @@ from tests.integration.loopback import (
     until,
 )
 
+from arborist.common import draft_wire
 from arborist.common.config import parse_config
 from arborist.core.engine import Expand, ExpandTree
+from arborist.core.errors import UnimplementedError
 from arborist.core.policy_settings import DRAFT_CALLS
 from arborist.core.sampling import SamplingParams
 from arborist.draft.run_ahead import RunAheadDraft
@@ -115,6 +117,34 @@ async def test_many_sessions_grow_their_trees_together(target_engine, draft_engi
             assert one.tokens == reference(asked.prompt_token_ids, MAX_TOKENS)
             assert one.summary.speculation.rounds_without_draft == 0
         await running.wait_idle()
+
+
+async def test_an_older_draft_is_asked_level_by_level(
+    target_engine, draft_engine, reference, monkeypatch, caplog
+):
+    """One that knows no ExpandTree loses no round: it is asked once, said once, and goes on."""
+    refused: list[object] = []
+
+    def unknown(message, session):
+        refused.append(message)
+        raise UnimplementedError("expand_tree is reserved")
+
+    monkeypatch.setattr(draft_wire, "_expand_tree", unknown)
+    async with deployment(targets=[target_engine], drafts=[draft_engine], config=TREE) as running:
+        for _ in range(2):
+            done = await complete(running, request())
+            assert done.tokens == reference(PROMPTS[0], MAX_TOKENS)
+            assert done.summary.speculation.rounds_without_draft == 0
+            assert all(one.num_draft_tokens > 0 for one in done.rounds[1:])
+        assert len(refused) == 1
+        await running.wait_idle()
+        monkeypatch.undo()
+        port = int(running.drafts[0].address.rpartition(":")[2])
+        await running.drafts[0].stop()
+        running.drafts[0] = await serve_draft(draft_engine, port=port)
+        await until(lambda: any(one.grows_trees for one in running.controller.workers.drafts))
+        await running.drafts[0].stop()
+    assert caplog.text.count("level by level") == 1
 
 
 async def test_a_draft_that_dies_in_a_tree_is_not_missed(target_engine, reference, monkeypatch):

@@ -20,6 +20,7 @@ from arborist.core.errors import (
     InvalidArgumentError,
     StaleStampError,
     UnavailableError,
+    UnimplementedError,
     UnknownSessionError,
 )
 from arborist.core.ngram import LOOKUP_WINDOW_TOKENS, NgramPolicy
@@ -193,12 +194,11 @@ class Decoder:
         draft, pairs = self._draft, self._pending
         if draft is None or pairs is None:
             raise UnavailableError("no draft")
-        name = pool_policy_name(policy) if self._limits.draft_calls == "tree" else None
-        if name is None or policy.shape.depth == 1:
+        tree = None
+        if self._limits.draft_calls == "tree" and draft.grows_trees:
+            tree = await self._grow_at_once(index, draft, pairs, policy, timer)
+        if tree is None:
             tree = await self._grow_by_level(index, draft, pairs, policy, timer)
-        else:
-            request = TreeRequest(name, policy.shape.depth, policy.shape.top_k)
-            tree = await self._grow_at_once(index, draft, pairs, request, timer)
         self._observe("draft.", timer)
         return tree
 
@@ -240,25 +240,31 @@ class Decoder:
         return tree
 
     async def _grow_at_once(
-        self, index: int, draft: DraftLink, pairs: Pairs, request: TreeRequest, timer: PhaseTimer
-    ) -> DraftTree:
-        """Has the draft follow the policy by itself, in one trip."""
-        rows = len(pairs.tokens)
+        self, index: int, draft: DraftLink, pairs: Pairs, policy: TreePolicy, timer: PhaseTimer
+    ) -> DraftTree | None:
+        """Has the draft follow the policy by itself, in one trip; None = it cannot."""
+        name, rows = pool_policy_name(policy), len(pairs.tokens)
+        if name is None or policy.shape.depth == 1:
+            return None
+        request = TreeRequest(name, policy.shape.depth, policy.shape.top_k)
         deadline_s = self._deadlines.draft_tree_s(rows, request.top_k, request.depth)
         if _bulky(pairs, request.depth):
             deadline_s += self._deadlines.prefill_s(rows)
-        with timer.remote_tree(rows, request.depth) as call:
-            level, pool = call.done(
-                *await draft.extend_tree(
-                    self._session.session_id,
-                    Stamp(self._draft_epoch, index + 1, 0),
-                    pairs,
-                    request,
-                    traceparent=call.traceparent,
-                    level_spans=call.level_spans,
-                    deadline_s=deadline_s,
+        try:
+            with timer.remote_tree(rows, request.depth) as call:
+                level, pool = call.done(
+                    *await draft.extend_tree(
+                        self._session.session_id,
+                        Stamp(self._draft_epoch, index + 1, 0),
+                        pairs,
+                        request,
+                        traceparent=call.traceparent,
+                        level_spans=call.level_spans,
+                        deadline_s=deadline_s,
+                    )
                 )
-            )
+        except UnimplementedError:
+            return None  # The Extend stands: with the same stamp it may be asked for again.
         self._pending = None
         return pool.tree(level)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
@@ -16,7 +17,7 @@ from arborist.common.command import Reply as WireReply
 from arborist.common.draft_wire import DraftAnswer
 from arborist.common.worker_info import DraftWorkerInfo
 from arborist.core.engine import DraftOpen, Expand, ExpandTree, Extend, Extended, ModelInfo
-from arborist.core.errors import SessionFailedError, UnavailableError
+from arborist.core.errors import SessionFailedError, UnavailableError, UnimplementedError
 from arborist.core.features import FeatureSpec
 from arborist.core.pool import Pool
 from arborist.core.stamp import Stamp
@@ -27,6 +28,8 @@ from arborist.orchestrator.request_trace import SpanName
 from arborist.orchestrator.stream import StreamWire
 from arborist.orchestrator.worker_connection import WorkerConnection, WorkerProtocol
 from arborist.v1 import draft_pb2, draft_pb2_grpc
+
+_log = logging.getLogger(__name__)
 
 
 async def _get_info(channel: grpc.aio.Channel, timeout_s: float) -> DraftWorkerInfo:
@@ -65,6 +68,7 @@ class GrpcDraftLink:
         """Wraps a connection; whoever made it closes it."""
         self.connection = connection
         self.sessions: set[str] = set()
+        self._no_trees_id = ""
 
     @property
     def info(self) -> ModelInfo:
@@ -84,6 +88,11 @@ class GrpcDraftLink:
     def feature_width(self) -> int:
         """Returns the width of a feature row; 0 for a language-model draft."""
         return self._info.feature_width
+
+    @property
+    def grows_trees(self) -> bool:
+        """Returns whether this worker never refused an ExpandTree as unknown."""
+        return self._info.info.worker_id != self._no_trees_id
 
     @property
     def _info(self) -> DraftWorkerInfo:
@@ -189,7 +198,11 @@ class GrpcDraftLink:
             deadline_s,
         )
         level = self._level(extended[-1], 1, request.top_k)
-        pool = self._pool(grown[-1], request)
+        try:
+            pool = self._pool(grown[-1], request)
+        except UnimplementedError:
+            self._note_no_trees()
+            raise
         return (
             Reply(level, extended[-1].queue_ms, extended[-1].compute_ms),
             Reply(pool, grown[-1].queue_ms, grown[-1].compute_ms),
@@ -217,6 +230,16 @@ class GrpcDraftLink:
             deadline_s,
         )
         return replies[-1]
+
+    def _note_no_trees(self) -> None:
+        if self.grows_trees:
+            info = self._info.info
+            self._no_trees_id = info.worker_id
+            _log.warning(
+                "draft worker %s (version %s) grows no trees by itself: asked level by level",
+                self.connection.address,
+                info.version,
+            )
 
     def _level(self, reply: WireReply[DraftAnswer], rows: int, top_k: int) -> Level:
         """Refuses a level that does not answer what was asked."""

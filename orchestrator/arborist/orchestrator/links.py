@@ -183,6 +183,11 @@ class DraftLink(Protocol):
         """Returns the features the draft wants."""
         ...
 
+    @property
+    def grows_trees(self) -> bool:
+        """Returns whether `extend_tree` may be asked for, as far as known."""
+        ...
+
     async def open(
         self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float
     ) -> None:
@@ -245,6 +250,8 @@ class DraftLink(Protocol):
         Returns:
             Level 1, and levels 2 to depth. Their sizes and tokens are checked, what their rows
             point at is not: see `Pool.tree`.
+        Raises:
+            UnimplementedError: The worker knows no ExpandTree; the Extend was done.
         """
         ...
 

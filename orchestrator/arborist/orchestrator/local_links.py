@@ -161,6 +161,11 @@ class LocalDraftLink:
         """Returns the features the draft wants."""
         return self._engine.feature_spec
 
+    @property
+    def grows_trees(self) -> bool:
+        """Returns True: every engine here does."""
+        return True
+
     async def open(
         self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float
     ) -> None:

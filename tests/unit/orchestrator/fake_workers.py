@@ -225,6 +225,7 @@ class FakeDraft:
         self.opened = 0
         self.info = INFO
         self.feature_spec = FeatureSpec()
+        self.grows_trees = True
 
     async def open(
         self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float

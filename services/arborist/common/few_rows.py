@@ -178,6 +178,10 @@ class SiblingProduct:
         self._rows: Tensor | None = None
         self._parts: tuple[Tensor, ...] = ()
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """Returns every layer's part side by side, (rows, sum of out), for rows (rows, in)."""
+        return self._matrix(x)
+
     def first(self, x: Tensor) -> Tensor:
         """Computes the product of (..., in) and returns the first layer's part, (..., out)."""
         if x.dim() == 2:
@@ -198,7 +202,11 @@ class SiblingProduct:
 
 
 class SiblingLinear(nn.Module):
-    """One of the layers of a `SiblingProduct`; hooks on it are not called."""
+    """One of the layers of a `SiblingProduct`; hooks on it are not called.
+
+    Attributes:
+        product: Computes it, with its siblings.
+    """
 
     def __init__(self, linear: nn.Linear, product: SiblingProduct, index: int) -> None:
         """Takes over weight and bias of a layer, by reference and under the same names."""
@@ -207,13 +215,13 @@ class SiblingLinear(nn.Module):
         self.bias = linear.bias
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self._stored, self._stored_bias = _stored(linear)
-        self._product, self._index = product, index
+        self.product, self._index = product, index
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns x · Wᵀ + b for the last dimension of x, (..., in) to (..., out)."""
         if self._index == 0:
-            return self._product.first(x)
-        part = self._product.part(x, self._index)
+            return self.product.first(x)
+        part = self.product.part(x, self._index)
         return F.linear(x, self._stored, self._stored_bias) if part is None else part
 
     __call__ = forward

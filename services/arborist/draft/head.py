@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arborist.common.few_rows import FewRowsMatrix, use_few_rows
+from arborist.common.few_rows import SiblingLinear, use_few_rows
 from arborist.draft.rotary import Llama3Scaling, Rotary, rotate
 
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -152,7 +152,11 @@ class HeadAttention(nn.Module):
         self._fused: Callable[[Tensor], Tensor] | None = None
 
     def fuse(self) -> None:
-        """Stores q, k and v as one matrix; the three projections become views of it."""
+        """Has q, k and v computed as one product; the three projections are views of its matrix."""
+        first: nn.Module = self.q_proj
+        if isinstance(first, SiblingLinear):  # On the CPU they were joined already.
+            self._fused = first.product
+            return
         parts = (self.q_proj, self.k_proj, self.v_proj)
         weight = torch.cat([part.weight.data for part in parts])
         begin = 0
@@ -160,10 +164,7 @@ class HeadAttention(nn.Module):
             part.weight.data = weight[begin : begin + part.out_features]
             begin += part.out_features
         bias = None if self.q_proj.bias is None else torch.cat([part.bias for part in parts])
-        if weight.device.type == "cpu":
-            self._fused = FewRowsMatrix(weight, bias)
-        else:
-            self._fused = partial(F.linear, weight=weight, bias=bias)
+        self._fused = partial(F.linear, weight=weight, bias=bias)
 
     def forward(self, states: Tensor, angles: Tensor, attend: Attend) -> Tensor:
         """Returns the attention output, shape (R, H), for states (R, H)."""
@@ -305,11 +306,11 @@ def prepare_for_inference(head: nn.Module) -> None:
     Args:
         head: On its device and in its dtype; it must not be moved afterwards.
     """
+    if all(parameter.device.type == "cpu" for parameter in head.parameters()):
+        use_few_rows(head)
     attentions = [part for part in head.modules() if isinstance(part, HeadAttention)]
     for attention in attentions:
         attention.fuse()
-    if all(parameter.device.type == "cpu" for parameter in head.parameters()):
-        use_few_rows(head)
 
 
 def _norm(config: HeadConfig, wanted: bool) -> RmsNorm | None:

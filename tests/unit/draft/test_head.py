@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,22 @@ def test_preparing_changes_no_value() -> None:
     after = head.state_dict()
     assert set(after) == set(before)
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_preparing_keeps_one_copy_of_the_projections() -> None:
+    """Query, key and value weights are rows of the one matrix that is multiplied with."""
+    head = random_head(tiny_config(head_dim=20))
+    head.prepare_for_inference()
+    attention = head.layers[0].self_attn
+    weights = [part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    shape = (sum(len(weight) for weight in weights), HIDDEN)
+    joined = [
+        found
+        for found in gc.get_objects()
+        if type(found) is Tensor and found.shape == shape and found.device.type == "cpu"
+    ]
+    assert {found.data_ptr() for found in joined} == {weights[0].data_ptr()}
+    assert torch.equal(joined[0], torch.cat(weights))
 
 
 def test_gradients_reach_every_weight() -> None:

@@ -34,6 +34,7 @@ COMMANDS = (
     "import_head",
     "rank_vocab",
     "train",
+    "train_tokenizer",
 )
 """Modules of `arborist.cli`, in the order of the help."""
 

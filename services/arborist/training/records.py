@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +75,7 @@ def read_records(path: Path) -> Iterator[Record]:
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
-            row = json.loads(line)
+            row = _read_row(line, f"{path.name}:{number}")
             source = str(row.get("source", ""))
             if "output_ids" in row:
                 prompt_ids, output_ids = tuple(row["prompt_ids"]), tuple(row["output_ids"])
@@ -87,6 +87,18 @@ def read_records(path: Path) -> Iterator[Record]:
                 yield Record(row["text"], None, source)
             else:
                 raise ValueError(f"{path.name}:{number}: needs `text`, or `prompt` and `response`")
+
+
+def _read_row(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: no JSON: {error}") from None
+    if not isinstance(row, dict) or not all(
+        isinstance(row.get(name, ""), str) for name in ("text", "prompt", "response")
+    ):
+        raise ValueError(f"{where}: needs an object whose texts are strings")
+    return row
 
 
 def data_files(folder: Path) -> dict[str, Path]:

@@ -95,8 +95,8 @@ def test_preparing_keeps_one_copy_of_the_projections() -> None:
     """Query, key and value weights are rows of the one matrix that is multiplied with."""
     head = random_head(tiny_config(head_dim=20))
     head.prepare_for_inference()
-    attention = head.layers[0].self_attn
-    weights = [part.weight for part in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    state = head.state_dict()
+    weights = [state[f"layers.0.self_attn.{name}_proj.weight"] for name in "qkv"]
     shape = (sum(len(weight) for weight in weights), HIDDEN)
     joined = [
         found

@@ -15,6 +15,8 @@ _WEIGHT = 0.04
 # Chance that a level is accepted, for as long as nothing was verified; counts as one round.
 _FIRST_GUESS = 0.6
 _GROWTH = 1.4
+# What a new session is told by the others counts as so many rounds of its own.
+_KNOWN_ROUNDS = 12.0
 
 
 class AcceptanceGrid:
@@ -37,6 +39,7 @@ class AcceptanceGrid:
         guess = np.cumsum(_FIRST_GUESS**depths)  # [D]
         fewer = np.minimum(1.0, np.array(self.nodes)[None, :] / (2.0 * depths[:, None]))  # [D, N]
         self._mean: npt.NDArray[np.float64] = guess[:, None] * fewer  # [D, N]
+        self._keep_order()
         self._seen: npt.NDArray[np.float64] = np.ones_like(self._mean)
         self._depths = depths[:, None]  # [D, 1]
         self._sizes = np.array(self.nodes)[None, :]  # [1, N]
@@ -46,11 +49,16 @@ class AcceptanceGrid:
         """Returns the mean accepted count, shape (depth, len(nodes)); row d − 1 is depth d."""
         return self._mean
 
+    def accepted(self, shape: TreeShape) -> float:
+        """Returns the mean accepted count of the largest known tree within a shape."""
+        column = max(at for at, count in enumerate(self.nodes) if count <= shape.num_draft_tokens)
+        return float(self._mean[min(shape.depth, self.limit.depth) - 1, column])
+
     def copy(self) -> AcceptanceGrid:
-        """Returns a grid that goes its own way from here; what was seen counts as a few rounds."""
+        """Returns a grid that goes its own way from here; what was seen counts as some rounds."""
         twin = AcceptanceGrid(self.limit)
         twin._mean = self._mean.copy()
-        twin._seen = np.minimum(self._seen, 4.0)
+        twin._seen = np.minimum(self._seen, _KNOWN_ROUNDS)
         return twin
 
     def observe(self, tree: VerifyTree, depth: int, accepted_nodes: Sequence[int]) -> None:
@@ -72,6 +80,12 @@ class AcceptanceGrid:
         weight = np.maximum(1.0 / (self._seen + 1.0), _WEIGHT)
         self._mean += np.where(told, weight * (accepted - self._mean), 0.0)
         self._seen += told
+        self._keep_order()
+
+    def _keep_order(self) -> None:
+        """A larger tree holds the smaller one: it never has less accepted."""
+        np.maximum.accumulate(self._mean, axis=0, out=self._mean)
+        np.maximum.accumulate(self._mean, axis=1, out=self._mean)
 
 
 def node_counts(most: int) -> list[int]:

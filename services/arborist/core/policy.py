@@ -60,6 +60,10 @@ class Eagle2Policy:
         """Returns the bounds of the tree."""
         return self._shape
 
+    def resized(self, shape: TreeShape) -> Eagle2Policy:
+        """Returns the same policy with other bounds."""
+        return Eagle2Policy(shape, value=self._value, rerank=self._rerank)
+
     @property
     def follows_value(self) -> bool:
         """Returns whether the frontier goes by cumulative log-prob."""

@@ -18,7 +18,9 @@ from arborist.core.cost_table import CostTable
 from arborist.core.shape import TreeShape
 
 # Another size must promise this much more before it replaces the present one.
-_HYSTERESIS = 1.03
+_HYSTERESIS = 1.05
+# What lies between forwards may be below zero, where tables say too much; a round is never free.
+_LEAST_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class Load:
         num_sessions: Sessions that share the target's forwards, at least 1.
         verify: Time of a target forward by its rows.
         draft: Time of a draft forward by its rows.
-        drafted_overhead_ms: The rest of a round with a draft, for one session, in milliseconds.
+        drafted_overhead_ms: The rest of a round with a draft, for one session, in milliseconds;
+            also sets the tables right and may be below zero.
         plain_overhead_ms: The same without a draft.
     """
 
@@ -81,7 +84,9 @@ def best_size(limit: TreeShape, grid: AcceptanceGrid, load: Load, present: TreeS
         load: What they cost.
         present: Size in use; it stays unless another is clearly better.
     """
-    plain_rate = 1.0 / (plain_ms(load) + load.num_sessions * load.plain_overhead_ms)
+    alone_ms = plain_ms(load)
+    rest_ms = load.num_sessions * load.plain_overhead_ms
+    plain_rate = 1.0 / max(alone_ms + rest_ms, _LEAST_SHARE * alone_ms)
     rates = _drafted_rates(limit, grid, load)  # [D, N]
     depth, column = np.unravel_index(int(rates.argmax()), rates.shape)
     best = TreeSize(None, plain_rate)
@@ -114,7 +119,8 @@ def _drafted_rates(limit: TreeShape, grid: AcceptanceGrid, load: Load) -> npt.ND
     depths = np.arange(accepted.shape[0])[:, None]  # [D, 1]: levels below the first
     verify = np.array([load.verify.ms(sessions * (1 + nodes)) for nodes in grid.nodes])  # [N]
     rest = sessions * load.drafted_overhead_ms
-    times = extend + depths * level + verify[None, :] + rest  # [D, N]
+    forwards = extend + depths * level + verify[None, :]  # [D, N]
+    times = np.maximum(forwards + rest, _LEAST_SHARE * forwards)
     # A tree of fewer nodes than levels is never asked for.
     fits = np.array(grid.nodes)[None, :] > depths
     rates: npt.NDArray[np.float64] = np.where(fits, (1.0 + accepted) / times, 0.0)

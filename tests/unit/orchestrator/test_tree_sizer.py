@@ -1,0 +1,191 @@
+"""Trees that follow the load, in a simulated server whose sessions run in step."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+
+from arborist.core.cost_table import CostTable, RowCost
+from arborist.core.policy import Eagle2Policy
+from arborist.core.shape import TreeShape
+from arborist.core.tree import VerifyTree
+from arborist.orchestrator.round import Phase, Round
+from arborist.orchestrator.tree_sizer import Experience, TreeSizer
+
+LIMIT = TreeShape(4, 4, 16)
+
+
+@dataclass
+class Server:
+    """What forwards really take, and what workers say of them.
+
+    Attributes:
+        verify: Real times of the target.
+        draft: Real times of the draft.
+        rest_ms: Per session and drafted round; a plain one takes half of it.
+        says: What workers say is so many times the truth.
+        num_sessions: Sessions in step.
+    """
+
+    verify: CostTable
+    draft: CostTable
+    rest_ms: float = 0.5
+    says: float = 1.0
+    num_sessions: int = 1
+
+    @property
+    def costs(self) -> CostTable:
+        """Returns the target's table."""
+        return CostTable([RowCost(r, self.says * self.verify.ms(r)) for r in (1, 16, 64, 1024)])
+
+    @property
+    def drafting(self) -> Server:
+        """Returns the draft, which has another table."""
+        return Server(self.draft, self.draft, says=self.says)
+
+    def round_ms(self, shape: TreeShape | None) -> float:
+        """Returns the real time of a round when all sessions have this tree."""
+        sessions = self.num_sessions
+        if shape is None:
+            return self.verify.ms(sessions) + sessions * self.rest_ms / 2
+        drafting = self.draft.ms(sessions * 2) + (shape.depth - 1) * self.draft.ms(sessions * 4)
+        verify = self.verify.ms(sessions * (1 + shape.num_draft_tokens))
+        return drafting + verify + sessions * self.rest_ms
+
+
+def full_tree(shape: TreeShape) -> VerifyTree:
+    """Returns a tree whose best path is its first nodes, one a level."""
+    path = list(range(1, shape.depth + 1))[: shape.num_draft_tokens]
+    others = shape.num_draft_tokens - len(path)
+    parents = [node - 1 for node in path] + [0] * others
+    scores = [-0.1 * node for node in path] + [-5.0] * others
+    return VerifyTree(list(range(len(parents))), parents, scores, list(range(len(parents))))
+
+
+def accepted(chance: float, depth: int, rng: random.Random) -> int:
+    """Draws how far the best path is accepted."""
+    count = 0
+    while count < depth and rng.random() < chance:
+        count += 1
+    return count
+
+
+def play(
+    server: Server, sizers: list[TreeSizer], chance: float, num_rounds: int, rng: random.Random
+) -> float:
+    """Runs rounds of all sessions in step; returns tokens per ms of one session, at the end."""
+    tokens = 0.0
+    elapsed_ms = 0.0
+    for number in range(num_rounds):
+        shapes: list[TreeShape | None] = []
+        for sizer in sizers:
+            policy = sizer.next_policy(server, server.drafting)
+            shapes.append(None if policy is None else policy.shape)
+        taken = sum(server.round_ms(shape) for shape in shapes) / len(shapes)
+        for sizer, shape in zip(sizers, shapes, strict=True):
+            round_ = Round(number, 10, 1, 0, 0, end_ns=int(taken * 1e6))
+            if shape is not None:
+                count = accepted(chance, shape.depth, rng)
+                round_.tree, round_.depth = full_tree(shape), shape.depth
+                round_.accepted_nodes = tuple(range(1, count + 1))
+                round_.speculated = True
+            sizer.observe(round_)
+            if number >= num_rounds // 2:
+                tokens += (1 + round_.accepted_count) / len(sizers)
+        if number >= num_rounds // 2:
+            elapsed_ms += taken
+    return tokens / elapsed_ms
+
+
+def fixed(server: Server, shape: TreeShape | None, chance: float) -> float:
+    """Returns tokens per ms of one session when its trees are always these."""
+    depth = 0 if shape is None else shape.depth
+    expected = 1 + sum(chance**level for level in range(1, depth + 1))
+    return expected / server.round_ms(shape)
+
+
+FLAT = CostTable([RowCost(1, 10), RowCost(64, 14), RowCost(1024, 200)])
+STEEP = CostTable([RowCost(1, 2), RowCost(1024, 1500)])
+CHEAP = CostTable([RowCost(1, 1), RowCost(64, 2), RowCost(1024, 20)])
+
+
+@pytest.mark.parametrize("chance", [0.2, 0.9])
+@pytest.mark.parametrize("num_sessions", [1, 16])
+@pytest.mark.parametrize(("verify", "says"), [(FLAT, 1.0), (STEEP, 1.0), (FLAT, 1.5), (STEEP, 0.7)])
+def test_a_server_is_about_as_fast_as_with_the_better_of_trees_and_none(
+    chance: float, num_sessions: int, verify: CostTable, says: float
+) -> None:
+    """At every load, also when the tables of costs are wrong by half."""
+    server = Server(verify, CHEAP, says=says, num_sessions=num_sessions)
+    experience = Experience()
+    sizers = [experience.sizer(Eagle2Policy(LIMIT)) for _ in range(num_sessions)]
+
+    rate = play(server, sizers, chance, 400, random.Random(7))
+
+    assert rate >= 0.9 * max(fixed(server, LIMIT, chance), fixed(server, None, chance))
+
+
+def test_a_server_that_was_full_drafts_again_once_it_is_idle() -> None:
+    """What was learned under load does not hold it back."""
+    busy = Server(STEEP, CHEAP, num_sessions=64)
+    experience = Experience()
+    sizers = [experience.sizer(Eagle2Policy(LIMIT)) for _ in range(64)]
+    play(busy, sizers, 0.3, 200, random.Random(1))
+    at_load = [sizer.next_policy(busy, busy.drafting) for sizer in sizers]
+    idle = Server(FLAT, CHEAP, num_sessions=1)
+
+    play(idle, sizers[:1], 0.9, 400, random.Random(2))
+    policy = sizers[0].next_policy(idle, idle.drafting)
+
+    assert sum(one is None for one in at_load) > 56
+    assert policy is not None
+    assert policy.shape.depth >= 3
+
+
+def test_a_session_at_rest_tries_the_whole_tree_now_and_then() -> None:
+    """Small ones often, the whole one seldom: it may cost a fiftieth of the time."""
+    server = Server(STEEP, CHEAP, num_sessions=64)
+    sizer = Experience().sizer(Eagle2Policy(LIMIT))
+    tried_ms = 0.0
+    shapes = set()
+    for number in range(3000):
+        policy = sizer.next_policy(server, server.drafting)
+        round_ = Round(number, 10, 1, 0, 0, end_ns=int(server.round_ms(None) * 1e6))
+        if policy is not None:
+            shapes.add(policy.shape)
+            tried_ms += server.round_ms(policy.shape)
+            round_.tree, round_.depth, round_.speculated = full_tree(policy.shape), 1, True
+        sizer.observe(round_)
+
+    assert LIMIT in shapes
+    assert len(shapes) > 1
+    assert tried_ms < 0.05 * 3000 * server.round_ms(None)
+
+
+def test_without_costs_the_largest_tree_is_drafted() -> None:
+    """As with a worker of an older version, or in process."""
+
+    class Silent:
+        costs = None
+        num_sessions = 9
+
+    policy = Experience().sizer(Eagle2Policy(LIMIT)).next_policy(Silent(), Silent())
+
+    assert policy is not None
+    assert policy.shape == LIMIT
+
+
+def test_a_failed_round_says_nothing_of_time() -> None:
+    """A command that waited for its deadline is no cost of drafting."""
+    server = Server(FLAT, CHEAP)
+    experience = Experience()
+    sizer = experience.sizer(Eagle2Policy(LIMIT))
+    sizer.next_policy(server, server.drafting)
+    before = experience.load(1, FLAT, CHEAP)
+    failed = Phase("draft.extend", 0, 0, 250_000_000, remote=True, failed="DEADLINE")
+
+    sizer.observe(Round(0, 10, 1, 0, 0, end_ns=260_000_000, phases=[failed]))
+
+    assert experience.load(1, FLAT, CHEAP) == before

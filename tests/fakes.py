@@ -41,10 +41,11 @@ from arborist.core.errors import (
     UnknownSessionError,
 )
 from arborist.core.features import FeatureSpec
+from arborist.core.logprobs import TokenLogprobs
 from arborist.core.pool import Pool, PoolLevel
 from arborist.core.pool_policies import pool_policy
 from arborist.core.sampling import SamplingParams
-from arborist.core.tree import DraftTree, Level, check_tree
+from arborist.core.tree import DraftTree, Level, check_tree, node_depths
 
 FEATURE_WIDTH = 8
 EMPTY_STATE = 0x5EED
@@ -60,11 +61,29 @@ def mix(state: int, value: int) -> int:
     return state ^ (state >> 31)
 
 
-def next_token(state: int, vocab_size: int, sampling: SamplingParams | None = None) -> int:
+def next_token(
+    state: int,
+    vocab_size: int,
+    sampling: SamplingParams | None = None,
+    num_output: int = 0,
+    end_token_ids: Sequence[int] = (),
+) -> int:
     """Returns the token after a prefix: of prefix, parameters and seed alone.
 
-    Sampling takes the greedy token half of the time, so that a draft stays useful.
+    Sampling takes the greedy token half of the time, so that a draft stays useful; a penalty
+    changes a quarter of the tokens, each by how much of the prefix is output.
     """
+    token = _drawn_token(state, vocab_size, sampling)
+    if sampling is None:
+        return token
+    if sampling.penalized and mix(state, 3) % 4 == 0:
+        token = (token + num_output) % vocab_size
+    while num_output < sampling.min_tokens and token in end_token_ids:
+        token = (token + 1) % vocab_size
+    return token
+
+
+def _drawn_token(state: int, vocab_size: int, sampling: SamplingParams | None) -> int:
     if sampling is not None and not sampling.greedy:
         drawn = mix(mix(state, 1), sampling.seed)
         if drawn & 1:
@@ -85,13 +104,22 @@ def continuation(
     count: int,
     vocab_size: int = 64,
     sampling: SamplingParams | None = None,
+    end_token_ids: Sequence[int] = (),
 ) -> list[int]:
     """Returns what plain decoding of the hash model gives after a prompt."""
     state, tokens = state_of(prompt), []
-    for _ in range(count):
-        tokens.append(next_token(state, vocab_size, sampling))
+    for num_output in range(count):
+        tokens.append(next_token(state, vocab_size, sampling, num_output, end_token_ids))
         state = mix(state, tokens[-1])
     return tokens
+
+
+def state_logprobs(state: int, token: int, num_top: int | None) -> TokenLogprobs | None:
+    """Returns the log-probs of the token drawn in a state, exact in fp32; None = not wanted."""
+    if num_top is None:
+        return None
+    own = -(state % 1024) / 64
+    return TokenLogprobs(token, own, tuple((rank, own - rank) for rank in range(num_top)))
 
 
 def feature_rows(states: Sequence[int], dtype: str = "float32") -> Tensor:
@@ -266,8 +294,11 @@ class FakeTargetEngine:
             session.append(token)
         wanted = work.want_features and session.request.feature_spec is not None
         features = self._features(session, session.states[work.begin :]) if wanted else None
-        root = self._next(session.states[-1], session) if work.last else None
-        return PrefillResult(work.begin, features, root)
+        if not work.last:
+            return PrefillResult(work.begin, features, None)
+        root = self._next(session.states[-1], session, len(session.tokens))
+        logprobs = state_logprobs(session.states[-1], root, work.num_logprobs)
+        return PrefillResult(work.begin, features, root, logprobs)
 
     def _verify(self, session: _TargetSession, work: Verify) -> VerifyResult:
         if work.committed_length != len(session.tokens) + 1:
@@ -284,23 +315,34 @@ class FakeTargetEngine:
         states = [mix(session.states[-1], work.root)]
         for token, parent in zip(work.tokens, work.parent_indices, strict=True):
             states.append(mix(states[parent], token))
-        node_tokens = [self._next(state, session) for state in states]
+        node_tokens = [
+            self._next(state, session, work.committed_length + depth)
+            for state, depth in zip(states, node_depths(work.parent_indices), strict=True)
+        ]
         accepted = accept(work.tokens, work.parent_indices, node_tokens)
         session.append(work.root)
         for node in accepted.accepted_nodes:
             session.append(work.tokens[node - 1])
         rows = [states[0], *(states[node] for node in accepted.accepted_nodes)]
         wanted = work.want_features and session.request.feature_spec is not None
+        logprobs = [
+            state_logprobs(states[node], node_tokens[node], work.num_logprobs)
+            for node in (0, *accepted.accepted_nodes)
+        ]
         return VerifyResult(
             accepted.accepted_nodes,
             accepted.bonus,
             self._features(session, rows) if wanted else None,
             node_tokens if work.want_node_tokens else [],
             1.0,
+            [one for one in logprobs if one is not None],
         )
 
-    def _next(self, state: int, session: _TargetSession) -> int:
-        return next_token(state, self._info.vocab_size, session.request.sampling)
+    def _next(self, state: int, session: _TargetSession, position: int) -> int:
+        request = session.request
+        num_output = position - request.prompt_length
+        vocab_size, end_token_ids = self._info.vocab_size, request.end_token_ids
+        return next_token(state, vocab_size, request.sampling, num_output, end_token_ids)
 
 
 @dataclass

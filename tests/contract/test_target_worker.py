@@ -689,18 +689,7 @@ RESERVED = {
     "speculative base": message(
         verify=pb.Verify(base=common_pb2.Base(speculative=common_pb2.SpeculativeBase()), root=1)
     ),
-    "log-probs": message(verify=pb.Verify(**VERIFY, num_logprobs=3)),
     "grammar": message(open=pb.TargetOpen(epoch=2, max_length=9, grammar=common_pb2.Grammar())),
-    "penalty": message(
-        open=pb.TargetOpen(
-            epoch=2, max_length=9, sampling=common_pb2.SamplingParams(frequency_penalty=0.5)
-        )
-    ),
-    "logit bias": message(
-        open=pb.TargetOpen(
-            epoch=2, max_length=9, sampling=common_pb2.SamplingParams(logit_bias={1: 0.5})
-        )
-    ),
 }
 
 

@@ -258,6 +258,8 @@ class Controller:
             sampling=request.sampling,
             max_tokens=request.max_tokens,
             eos_token_ids=frozenset() if request.ignore_eos else frozenset(model.eos_token_ids),
+            stop_token_ids=frozenset(request.stop_token_ids),
+            num_logprobs=request.num_logprobs,
         )
         decoder = Decoder(
             session,

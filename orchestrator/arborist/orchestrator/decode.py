@@ -291,6 +291,7 @@ class Decoder:
                             tree,
                             want_features=self._draft is not None,
                             want_node_tokens=self._limits.want_node_tokens,
+                            num_logprobs=self._session.num_logprobs,
                             traceparent=call.traceparent,
                             deadline_s=self._deadlines.target_s(rows),
                         )
@@ -322,6 +323,7 @@ class Decoder:
         round_.min_margin = verified.min_margin
         round_.node_tokens = verified.node_tokens
         round_.tokens = self._session.commit(tokens)
+        round_.logprobs = verified.logprobs[: len(round_.tokens)]
 
     # ---- prefill ---------------------------------------------------------------------------
 
@@ -333,25 +335,26 @@ class Decoder:
             try:
                 self._target, draft = await self._open_target()
                 self._ask_draft(draft)
-                root = await self._prefill_target(
+                last = await self._prefill_target(
                     self._target, self._session.prompt, timer, fresh=True
                 )
                 break
             except _TARGET_LOST as error:
                 self._drop_draft()
                 self._lose_target(error)
-        if root is None:
+        if last is None or last.root is None:
             raise UnavailableError("the target returned no root")
         with timer.local("commit"):
-            round_.bonus = root
-            round_.tokens = self._session.commit([root])
+            round_.bonus = last.root
+            round_.tokens = self._session.commit([last.root])
+            round_.logprobs = [last.logprobs] if last.logprobs is not None else []
         round_.end_ns = self._clock.now_ns()
         self._trace.record_round(round_)
         return round_
 
     async def _prefill_target(
         self, target: TargetLink, tokens: list[int], timer: PhaseTimer, *, fresh: bool
-    ) -> int | None:
+    ) -> PrefilledChunk | None:
         """Prefills in chunks, two in flight.
 
         Args:
@@ -361,12 +364,12 @@ class Decoder:
             fresh: Whether the session begins: then the last chunk draws the first token and
                 the draft is fed as features arrive. A rebuilt target leaves the draft alone.
         Returns:
-            The target's token after the prompt when `fresh`, else None.
+            The last chunk: with the target's token after the prompt when `fresh`.
         """
         chunk = self._limits.prefill_chunk_tokens
         begins = list(range(0, len(tokens), chunk))
         window: list[tuple[int, asyncio.Task[Reply[PrefilledChunk]]]] = []
-        root: int | None = None
+        done: PrefilledChunk | None = None
         try:
             for step, begin in enumerate(begins):
                 part = tokens[begin : begin + chunk]
@@ -377,13 +380,13 @@ class Decoder:
                 )
                 window.append((begin, asyncio.ensure_future(coroutine)))
                 if len(window) == 2:
-                    root = await self._take_chunk(*window.pop(0), tokens, timer)
+                    done = await self._take_chunk(*window.pop(0), tokens, timer)
             while window:
-                root = await self._take_chunk(*window.pop(0), tokens, timer)
+                done = await self._take_chunk(*window.pop(0), tokens, timer)
         finally:
             for _, task in window:
                 task.cancel()
-        return root
+        return done
 
     async def _prefill_chunk(
         self,
@@ -404,6 +407,7 @@ class Decoder:
                 tokens,
                 last=last,
                 want_features=want_features,
+                num_logprobs=self._session.num_logprobs if last else None,
                 traceparent=call.traceparent,
                 deadline_s=self._deadlines.prefill_s(begin + 2 * len(tokens)),
             )
@@ -416,14 +420,14 @@ class Decoder:
         task: asyncio.Task[Reply[PrefilledChunk]],
         tokens: list[int],
         timer: PhaseTimer,
-    ) -> int | None:
+    ) -> PrefilledChunk:
         """Waits for a chunk and passes its pairs on; the last chunk's wait for round 0.
 
         The first token waits for no draft: what it cannot be sent yet is sent in round 0.
         """
         chunk = (await task).value
         if chunk.features is None or self._draft is None:
-            return chunk.root
+            return chunk
         end = begin + len(chunk.features)
         following = tokens[begin + 1 : end + 1]
         if chunk.root is not None:
@@ -434,7 +438,7 @@ class Decoder:
             self._pending = self._unsent.pop()
         elif self._opening is None or self._opening.done():
             await self._catch_up(timer)
-        return chunk.root
+        return chunk
 
     async def _append(self, parts: list[Pairs], timer: PhaseTimer) -> None:
         """Feeds the draft outside a round; a failure only costs the draft."""
@@ -472,12 +476,17 @@ class Decoder:
         return target, draft
 
     def _target_request(self, draft: DraftLink | None) -> TargetOpen:
+        session = self._session
         nodes = self._policy.shape.num_draft_tokens if self._policy is not None else 0
+        held_back = session.eos_token_ids | session.stop_token_ids
         return TargetOpen(
-            sampling=self._session.sampling,
+            sampling=session.sampling,
             feature_spec=draft.feature_spec if draft is not None else None,
-            max_length=self._session.max_length,
+            max_length=session.max_length,
             max_draft_tokens=nodes,
+            # Also when committed tokens are prefilled again: they stay output.
+            prompt_length=len(session.prompt),
+            end_token_ids=tuple(sorted(held_back)) if session.sampling.min_tokens else (),
         )
 
     async def _live_target(self, timer: PhaseTimer) -> TargetLink:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from arborist.core.logprobs import TokenLogprobs
 from arborist.core.sampling import SamplingParams
 from arborist.orchestrator.round import RoundTimes
 from arborist.orchestrator.session import FinishReason
@@ -45,6 +46,9 @@ class GenerationRequest:
         seed: 64-bit seed; None = the controller draws one and reports it.
         speculation: On or off, and the tree's shape.
         ignore_eos: Do not end at end-of-sequence tokens.
+        stop_token_ids: Further tokens that end the output.
+        num_logprobs: Most probable tokens listed with every token's raw log-probs, in [0, 20];
+            None = no log-probs.
         traceparent: W3C trace context of the caller; empty = a new trace.
     """
 
@@ -55,6 +59,8 @@ class GenerationRequest:
     seed: int | None = None
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    num_logprobs: int | None = None
     traceparent: str = ""
 
 
@@ -88,6 +94,7 @@ class DeliveredRound:
         accepted_count: Drafted tokens accepted, bonus excluded; what was cut counts too.
         depth: Levels drafted below the root; 0 without a draft.
         times: Where the time of the round went.
+        logprobs: Raw log-probs, one per token of token_ids; empty unless asked for.
     """
 
     round_index: int
@@ -96,6 +103,7 @@ class DeliveredRound:
     accepted_count: int
     depth: int
     times: RoundTimes
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

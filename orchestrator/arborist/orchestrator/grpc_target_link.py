@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import grpc.aio
 
 from arborist.common import target_wire, wire
@@ -11,6 +13,7 @@ from arborist.common.target_wire import TargetAnswer
 from arborist.common.worker_info import WorkerInfo
 from arborist.core.engine import ModelInfo, Prefill, PrefillResult, TargetOpen, Verify, VerifyResult
 from arborist.core.errors import InvalidArgumentError, SessionFailedError, UnavailableError
+from arborist.core.logprobs import TokenLogprobs
 from arborist.core.stamp import Stamp
 from arborist.core.tensor import RawTensor
 from arborist.core.tree import VerifyTree
@@ -97,11 +100,12 @@ class GrpcTargetLink:
         *,
         last: bool,
         want_features: bool,
+        num_logprobs: int | None,
         traceparent: str,
         deadline_s: float,
     ) -> Reply[PrefilledChunk]:
         """Runs a chunk of the prompt, on the bulk lane."""
-        work = Prefill(("", session_id), begin, tokens, last, want_features)
+        work = Prefill(("", session_id), begin, tokens, last, want_features, num_logprobs)
         replies = await self.connection.ask(
             StreamLane.BULK,
             lambda command_id: target_wire.prefill_command(command_id, stamp, work, traceparent),
@@ -114,7 +118,10 @@ class GrpcTargetLink:
         root = results[-1].root
         if last and (root is None or not 0 <= root < self.info.vocab_size):
             raise _broken("prefill: no root inside the vocabulary")
-        chunk = PrefilledChunk(features, root if last else None)
+        logprobs = results[-1].logprobs
+        if last and num_logprobs is not None:
+            self._check_logprobs([logprobs] if logprobs else [], [root], num_logprobs)
+        chunk = PrefilledChunk(features, root if last else None, logprobs if last else None)
         return Reply(chunk, replies[-1].queue_ms, replies[-1].compute_ms)
 
     async def verify(
@@ -127,6 +134,7 @@ class GrpcTargetLink:
         *,
         want_features: bool,
         want_node_tokens: bool,
+        num_logprobs: int | None,
         traceparent: str,
         deadline_s: float,
     ) -> Reply[Verified]:
@@ -139,6 +147,7 @@ class GrpcTargetLink:
             tree.parent_indices,
             want_features,
             want_node_tokens,
+            num_logprobs,
         )
         replies = await self.connection.ask(
             StreamLane.ROUND,
@@ -153,6 +162,7 @@ class GrpcTargetLink:
             result.features if want_features else None,
             result.node_tokens,
             result.min_margin,
+            result.logprobs if num_logprobs is not None else [],
         )
         return Reply(verified, replies[-1].queue_ms, replies[-1].compute_ms)
 
@@ -193,6 +203,22 @@ class GrpcTargetLink:
             or not all(0 <= token < vocab_size for token in result.node_tokens)
         ):
             raise _broken("verify: node tokens do not fit the tree")
+        if work.num_logprobs is not None:
+            path = [work.tokens[node - 1] for node in result.accepted_nodes]
+            self._check_logprobs(result.logprobs, [*path, result.bonus], work.num_logprobs)
+
+    def _check_logprobs(
+        self, logprobs: Sequence[TokenLogprobs], tokens: Sequence[int | None], num_top: int
+    ) -> None:
+        """Refuses log-probs that are not those of the committed tokens."""
+        vocab_size = self.info.vocab_size
+        if [one.token_id for one in logprobs] != list(tokens):
+            raise _broken("log-probs are not those of the committed tokens")
+        for one in logprobs:
+            if len(one.top) != min(num_top, vocab_size) or any(
+                token >= vocab_size for token, _ in one.top
+            ):
+                raise _broken("log-probs name too few or unknown tokens")
 
 
 def _join(parts: list[tuple[int, object]], begin: int, rows: int) -> RawTensor:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from arborist.core.engine import DraftOpen, ModelInfo, TargetOpen
 from arborist.core.features import FeatureSpec
+from arborist.core.logprobs import TokenLogprobs
 from arborist.core.pool import Pool
 from arborist.core.stamp import Stamp
 from arborist.core.tree import IntArray, Level, VerifyTree
@@ -97,6 +98,7 @@ class PrefilledChunk:
 
     features: Features | None
     root: int | None
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class Verified:
     features: Features | None
     node_tokens: list[int]
     min_margin: float
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 class TargetLink(Protocol):
@@ -137,6 +140,7 @@ class TargetLink(Protocol):
         *,
         last: bool,
         want_features: bool,
+        num_logprobs: int | None,
         traceparent: str,
         deadline_s: float,
     ) -> Reply[PrefilledChunk]:
@@ -153,6 +157,7 @@ class TargetLink(Protocol):
         *,
         want_features: bool,
         want_node_tokens: bool,
+        num_logprobs: int | None,
         traceparent: str,
         deadline_s: float,
     ) -> Reply[Verified]:

@@ -89,14 +89,16 @@ class LocalTargetLink:
         *,
         last: bool,
         want_features: bool,
+        num_logprobs: int | None,
         traceparent: str,
         deadline_s: float,
     ) -> Reply[PrefilledChunk]:
         """Runs a chunk of the prompt."""
-        work = Prefill(_key(session_id), begin, tokens, last, want_features)
+        work = Prefill(_key(session_id), begin, tokens, last, want_features, num_logprobs)
         started = time.perf_counter()
         result = _expect(self._engine.run([work])[0], PrefillResult)
-        return Reply(PrefilledChunk(result.features, result.root), 0.0, _ms_since(started))
+        chunk = PrefilledChunk(result.features, result.root, result.logprobs)
+        return Reply(chunk, 0.0, _ms_since(started))
 
     async def verify(
         self,
@@ -108,6 +110,7 @@ class LocalTargetLink:
         *,
         want_features: bool,
         want_node_tokens: bool,
+        num_logprobs: int | None,
         traceparent: str,
         deadline_s: float,
     ) -> Reply[Verified]:
@@ -120,6 +123,7 @@ class LocalTargetLink:
             tree.parent_indices,
             want_features,
             want_node_tokens,
+            num_logprobs,
         )
         started = time.perf_counter()
         result = _expect(self._engine.run([work])[0], VerifyResult)
@@ -129,6 +133,7 @@ class LocalTargetLink:
             result.features,
             result.node_tokens,
             result.min_margin,
+            result.logprobs,
         )
         return Reply(verified, 0.0, _ms_since(started))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from arborist.core.logprobs import TokenLogprobs
 from arborist.core.tree import ROOT_ONLY, VerifyTree
 
 
@@ -72,6 +73,7 @@ class Round:
         speculated: Whether a draft took part.
         min_margin: Smallest gap of the two best logits on the path.
         node_tokens: The target's token at every node; only when asked for.
+        logprobs: Raw log-probs, one per token of `tokens`; empty unless asked for.
     """
 
     round_index: int
@@ -89,6 +91,7 @@ class Round:
     speculated: bool = False
     min_margin: float = 0.0
     node_tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
     def num_draft_tokens(self) -> int:

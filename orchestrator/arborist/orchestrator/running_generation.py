@@ -142,6 +142,7 @@ class RunningGeneration:
             accepted_count=event.accepted_count,
             depth=event.depth,
             times=event.times,
+            logprobs=tuple(event.logprobs),
         )
 
     async def finish(self, reason: FinishReason, num_tokens: int) -> None:

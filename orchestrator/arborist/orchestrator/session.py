@@ -27,7 +27,9 @@ class Session:
         prompt: Prompt tokens, at least one.
         sampling: How tokens are drawn.
         max_tokens: Most tokens to commit after the prompt.
-        eos_token_ids: Tokens that end the output; empty to ignore them.
+        eos_token_ids: The model's own tokens that end the output; empty to ignore them.
+        stop_token_ids: Further tokens that end it.
+        num_logprobs: Most probable tokens listed with every token's log-probs; None = no log-probs.
         output: Committed tokens after the prompt.
         finish_reason: Set once, when nothing more may be committed.
     """
@@ -37,6 +39,8 @@ class Session:
     sampling: SamplingParams
     max_tokens: int
     eos_token_ids: frozenset[int]
+    stop_token_ids: frozenset[int] = frozenset()
+    num_logprobs: int | None = None
     output: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
@@ -65,13 +69,17 @@ class Session:
         Args:
             tokens: Accepted tokens and the bonus, in order.
         Returns:
-            The tokens that count: nothing after an eos token or the limit (DESIGN §2.5).
+            The tokens that count: nothing after a token that ends the output, or after the limit
+            (DESIGN §2.5).
         """
         kept: list[int] = []
         for token in tokens:
             kept.append(token)
             if token in self.eos_token_ids:
                 self.finish_reason = FinishReason.EOS
+                break
+            if token in self.stop_token_ids:
+                self.finish_reason = FinishReason.STOP
                 break
             if len(self.output) + len(kept) >= self.max_tokens:
                 self.finish_reason = FinishReason.LENGTH

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypeAlias, cast
 
+import numpy as np
 from torch import Tensor
 
 from arborist.common import wire
@@ -35,13 +36,15 @@ from arborist.core.engine import (
     VerifyResult,
 )
 from arborist.core.errors import ArboristError, InvalidArgumentError, UnimplementedError
+from arborist.core.logprobs import MAX_LOGPROBS, TokenLogprobs
 from arborist.core.shape import MAX_NUM_DRAFT_TOKENS
 from arborist.core.stamp import Stamp
 from arborist.core.tensor import RawTensor
 from arborist.v1 import common_pb2
 from arborist.v1 import target_pb2 as pb
 
-MAX_LOGPROBS = 20
+# Most token ids that end an output: the model's own and a request's.
+MAX_END_TOKEN_IDS = 256
 
 TargetAnswer: TypeAlias = (
     Opened | PrefillResult | VerifyResult | FeaturesRead | Released | ArboristError
@@ -64,6 +67,8 @@ def open_command(
             sampling=wire.sampling_to_pb(request.sampling),
             max_length=request.max_length,
             max_draft_tokens=request.max_draft_tokens,
+            prompt_length=request.prompt_length,
+            end_token_ids=request.end_token_ids,
         ),
     )
 
@@ -82,6 +87,8 @@ def prefill_command(
             tokens=work.tokens,
             last=work.last,
             want_features=work.want_features,
+            want_logprobs=work.num_logprobs is not None,
+            num_logprobs=work.num_logprobs or 0,
         ),
     )
 
@@ -102,6 +109,8 @@ def verify_command(
             parent_indices=work.parent_indices,
             want_features=work.want_features,
             want_node_tokens=work.want_node_tokens,
+            want_logprobs=work.num_logprobs is not None,
+            num_logprobs=work.num_logprobs or 0,
         ),
     )
 
@@ -174,7 +183,9 @@ def _answer(result: pb.TargetResult) -> TargetAnswer:
             root = prefill.root if prefill.HasField("root") else None
             if prefill.begin < 0 or (root is not None and root < 0):
                 raise InvalidArgumentError("prefill", f"{prefill.begin}, {root}", ">= 0")
-            return PrefillResult(prefill.begin, cast("Tensor | None", features), root)
+            has_logprobs = prefill.HasField("root_logprobs")
+            logprobs = _read_logprobs(prefill.root_logprobs) if has_logprobs else None
+            return PrefillResult(prefill.begin, cast("Tensor | None", features), root, logprobs)
         case "features":
             read = result.features
             return FeaturesRead(read.begin, _opaque(read.features))
@@ -208,6 +219,30 @@ def _verify_result(message: pb.VerifyResult) -> VerifyResult:
         cast("Tensor | None", features),
         list(message.node_tokens),
         message.min_margin,
+        [_read_logprobs(one) for one in message.logprobs],
+    )
+
+
+def _read_logprobs(message: pb.TokenLogprobs) -> TokenLogprobs:
+    ids = wire.tokens_from_pb("logprobs.token_ids", message.token_ids)
+    size = 4 * len(ids)
+    if not 1 <= len(ids) <= 1 + MAX_LOGPROBS or len(message.logprobs) != size:
+        raise InvalidArgumentError(
+            "logprobs",
+            f"{len(ids)} ids, {len(message.logprobs)} bytes",
+            f"1..{1 + MAX_LOGPROBS} ids, 4 bytes for each",
+        )
+    values = np.frombuffer(message.logprobs, dtype="<f4")
+    if not bool((values <= 0).all()):  # Also false for NaN; −inf is a probability of 0.
+        raise InvalidArgumentError("logprobs.logprobs", "NaN or positive", "at most 0")
+    own, *others = values.tolist()
+    return TokenLogprobs(ids[0], own, tuple(zip(ids[1:], others, strict=True)))
+
+
+def _write_logprobs(one: TokenLogprobs) -> pb.TokenLogprobs:
+    values = np.array([one.logprob, *(value for _, value in one.top)], dtype="<f4")
+    return pb.TokenLogprobs(
+        token_ids=[one.token_id, *(token for token, _ in one.top)], logprobs=values.tobytes()
     )
 
 
@@ -259,12 +294,6 @@ def target_command(
 def _verify(message: pb.TargetCommand, session: SessionKey) -> RunWork[TargetWork]:
     verify = message.verify
     stamp = wire.stamp_from_pb(message.stamp)
-    if verify.num_logprobs:
-        if not 0 <= verify.num_logprobs <= MAX_LOGPROBS:
-            raise InvalidArgumentError(
-                "num_logprobs", verify.num_logprobs, f"in [0, {MAX_LOGPROBS}]"
-            )
-        raise UnimplementedError("num_logprobs is reserved", metadata={"field": "num_logprobs"})
     if len(verify.tokens) > MAX_NUM_DRAFT_TOKENS:
         raise InvalidArgumentError(
             "tokens", len(verify.tokens), f"at most {MAX_NUM_DRAFT_TOKENS} drafted nodes"
@@ -285,6 +314,7 @@ def _verify(message: pb.TargetCommand, session: SessionKey) -> RunWork[TargetWor
         parent_indices=list(verify.parent_indices),
         want_features=verify.want_features,
         want_node_tokens=verify.want_node_tokens,
+        num_logprobs=_num_logprobs(verify),
     )
     return RunWork(stamp, work, 1 + len(work.tokens), "verify", bulk=False)
 
@@ -301,8 +331,21 @@ def _prefill(
     if prefill.begin < 0:
         raise InvalidArgumentError("prefill.begin", prefill.begin, ">= 0")
     tokens = wire.tokens_from_pb("prefill.tokens", prefill.tokens)
-    work = Prefill(session, prefill.begin, tokens, prefill.last, prefill.want_features)
+    work = Prefill(
+        session,
+        prefill.begin,
+        tokens,
+        prefill.last,
+        prefill.want_features,
+        _num_logprobs(prefill),
+    )
     return RunWork(stamp, work, len(tokens), "prefill", bulk=True)
+
+
+def _num_logprobs(message: pb.Prefill | pb.Verify) -> int | None:
+    if not 0 <= message.num_logprobs <= MAX_LOGPROBS:
+        raise InvalidArgumentError("num_logprobs", message.num_logprobs, f"in [0, {MAX_LOGPROBS}]")
+    return message.num_logprobs if message.want_logprobs else None
 
 
 def _open(message: pb.TargetOpen) -> OpenSession[TargetOpen]:
@@ -316,12 +359,24 @@ def _open(message: pb.TargetOpen) -> OpenSession[TargetOpen]:
         raise InvalidArgumentError(
             "open.max_draft_tokens", message.max_draft_tokens, f"in [0, {MAX_NUM_DRAFT_TOKENS}]"
         )
+    if not 0 <= message.prompt_length <= message.max_length:
+        raise InvalidArgumentError(
+            "open.prompt_length", message.prompt_length, f"in [0, {message.max_length}], max_length"
+        )
+    if len(message.end_token_ids) > MAX_END_TOKEN_IDS:
+        raise InvalidArgumentError(
+            "open.end_token_ids",
+            f"{len(message.end_token_ids)} ids",
+            f"at most {MAX_END_TOKEN_IDS}",
+        )
     spec = message.feature_spec if message.HasField("feature_spec") else None
     request = TargetOpen(
         sampling=wire.sampling_from_pb(message.sampling),
         feature_spec=None if spec is None else wire.feature_spec_from_pb(spec),
         max_length=message.max_length,
         max_draft_tokens=message.max_draft_tokens,
+        prompt_length=message.prompt_length,
+        end_token_ids=tuple(wire.tokens_from_pb("open.end_token_ids", message.end_token_ids)),
     )
     return OpenSession(message.epoch, request)
 
@@ -352,6 +407,7 @@ def target_results(
                         features=None if features is None else wire.tensor_to_pb(features),
                         node_tokens=answer.node_tokens,
                         min_margin=answer.min_margin,
+                        logprobs=[_write_logprobs(one) for one in answer.logprobs],
                     )
                 )
             ]
@@ -397,6 +453,8 @@ def _prefill_parts(answer: PrefillResult, max_part_bytes: int) -> list[pb.Target
         parts.append(pb.TargetResult(prefill=pb.PrefillResult(begin=begin)))
     if answer.root is not None:
         parts[-1].prefill.root = answer.root
+    if answer.logprobs is not None:
+        parts[-1].prefill.root_logprobs.CopyFrom(_write_logprobs(answer.logprobs))
     return parts
 
 

@@ -255,6 +255,11 @@ def sampling_to_pb(params: SamplingParams) -> pb.SamplingParams:
         top_p=params.top_p,
         min_p=params.min_p,
         seed=params.seed,
+        logit_bias=dict(params.logit_bias),
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        min_tokens=params.min_tokens,
     )
 
 
@@ -263,26 +268,18 @@ def sampling_from_pb(message: pb.SamplingParams) -> SamplingParams:
 
     Raises:
         InvalidArgumentError: One is out of bounds.
-        UnimplementedError: A reserved processor is asked for.
     """
-    reserved = {
-        "logit_bias": bool(message.logit_bias),
-        "repetition_penalty": message.repetition_penalty not in (0.0, 1.0),
-        "presence_penalty": message.presence_penalty != 0.0,
-        "frequency_penalty": message.frequency_penalty != 0.0,
-        "min_tokens": message.min_tokens != 0,
-    }
-    for name, wanted in reserved.items():
-        if wanted:
-            raise UnimplementedError(
-                f"sampling.{name} is reserved", metadata={"field": f"sampling.{name}"}
-            )
     return SamplingParams(
         temperature=message.temperature,
         top_k=message.top_k,
         top_p=message.top_p or 1.0,
         min_p=message.min_p,
         seed=message.seed,
+        logit_bias=tuple(sorted(message.logit_bias.items())),
+        repetition_penalty=message.repetition_penalty or 1.0,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        min_tokens=message.min_tokens,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from arborist.core.errors import ArboristError
 from arborist.core.features import FeatureSpec
+from arborist.core.logprobs import TokenLogprobs
 from arborist.core.pool import Pool
 from arborist.core.sampling import SamplingParams
 from arborist.core.tree import Level
@@ -43,23 +44,34 @@ class TargetOpen:
         feature_spec: Features wanted by the draft; None = none.
         max_length: Longest committed sequence in tokens.
         max_draft_tokens: Most drafted nodes of one Verify.
+        prompt_length: Tokens of the prompt: what is prefilled behind them is output. Penalties and
+            min_tokens need it; otherwise it may be 0.
+        end_token_ids: Tokens that end the output; min_tokens holds them back.
     """
 
     sampling: SamplingParams
     feature_spec: FeatureSpec | None
     max_length: int
     max_draft_tokens: int
+    prompt_length: int = 0
+    end_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Runs prompt tokens [begin, begin + len(tokens)) through the target."""
+    """Runs prompt tokens [begin, begin + len(tokens)) through the target.
+
+    Attributes:
+        num_logprobs: Most probable tokens listed with the root's log-probs, in [0, 20]; None = no
+            log-probs.
+    """
 
     session: SessionKey
     begin: int
     tokens: list[int]
     last: bool
     want_features: bool = True
+    num_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +83,23 @@ class PrefillResult:
         features: (rows, width) or None when not wanted; a torch tensor from an engine, opaque
             to the controller.
         root: The target's token after the prompt, only for the last chunk.
+        logprobs: The root's; None when not wanted.
     """
 
     begin: int
     features: Tensor | None
     root: int | None
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """Verifies root + tree; KV length must be committed_length − 1."""
+    """Verifies root + tree; KV length must be committed_length − 1.
+
+    Attributes:
+        num_logprobs: Most probable tokens listed per committed token's log-probs, in [0, 20];
+            None = no log-probs.
+    """
 
     session: SessionKey
     committed_length: int
@@ -89,6 +108,7 @@ class Verify:
     parent_indices: list[int]
     want_features: bool = True
     want_node_tokens: bool = False
+    num_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +121,7 @@ class VerifyResult:
         features: (1 + accepted, width), rows for root and accepted nodes; None when not wanted.
         node_tokens: The target's token at root and every node; empty when not wanted.
         min_margin: Smallest gap of the two best perturbed logits on the path.
+        logprobs: Of the accepted tokens and the bonus, in this order; empty when not wanted.
     """
 
     accepted_nodes: tuple[int, ...]
@@ -108,6 +129,7 @@ class VerifyResult:
     features: Tensor | None
     node_tokens: list[int] = field(default_factory=list)
     min_margin: float = 0.0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
 
 TargetWork: TypeAlias = Prefill | Verify

@@ -17,6 +17,12 @@ from torch import Tensor
 from arborist.core.errors import InvalidArgumentError
 
 MAX_TEMPERATURE = 100.0
+MAX_LOGIT_BIASES = 300
+MAX_BIAS = 100.0
+MAX_PENALTY = 2.0
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 2.0
+# The wire carries it in 32 bits.
+MAX_MIN_TOKENS = (1 << 31) - 1
 
 # SplitMix64 (Steele, Lea, Flood 2014), as signed 64-bit constants: torch has no unsigned
 # arithmetic, but two's complement multiplication and addition wrap alike on CPU and CUDA.
@@ -36,6 +42,12 @@ class SamplingParams:
         top_p: Nucleus mass in (0, 1].
         min_p: Minimum probability relative to the best token, in [0, 1]; 0 = off.
         seed: Seed of the noise, 64 bits unsigned.
+        logit_bias: Token ids, ascending, with what is added to their logits, each in [−100, 100].
+        repetition_penalty: Divides positive logits of tokens seen in prompt or output, multiplies
+            negative ones; in [0.01, 2], 1 = off.
+        presence_penalty: Subtracted once from logits of tokens in the output; in [−2, 2].
+        frequency_penalty: Subtracted per occurrence in the output; in [−2, 2].
+        min_tokens: Tokens of output before which no end token may come.
     """
 
     temperature: float = 0.0
@@ -43,6 +55,11 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= MAX_TEMPERATURE):
@@ -57,6 +74,42 @@ class SamplingParams:
             raise InvalidArgumentError("min_p", self.min_p, "a number in [0, 1]")
         if not 0 <= self.seed <= _MASK_64:
             raise InvalidArgumentError("seed", self.seed, "an unsigned 64-bit integer")
+        self._check_bias()
+        least, most = MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY
+        # Comparisons with NaN are false.
+        if not least <= self.repetition_penalty <= most:
+            raise InvalidArgumentError(
+                "repetition_penalty", self.repetition_penalty, f"a number in [{least:g}, {most:g}]"
+            )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -MAX_PENALTY <= (value := getattr(self, name)) <= MAX_PENALTY:
+                limit = f"a number in [{-MAX_PENALTY:g}, {MAX_PENALTY:g}]"
+                raise InvalidArgumentError(name, value, limit)
+        if not 0 <= self.min_tokens <= MAX_MIN_TOKENS:
+            raise InvalidArgumentError("min_tokens", self.min_tokens, f"in [0, {MAX_MIN_TOKENS}]")
+
+    def _check_bias(self) -> None:
+        if len(self.logit_bias) > MAX_LOGIT_BIASES:
+            raise InvalidArgumentError(
+                "logit_bias", f"{len(self.logit_bias)} ids", f"at most {MAX_LOGIT_BIASES} ids"
+            )
+        previous = -1
+        for token, value in self.logit_bias:
+            if token <= previous:
+                raise InvalidArgumentError("logit_bias", token, "ids >= 0, ascending")
+            previous = token
+            if not -MAX_BIAS <= value <= MAX_BIAS:
+                limit = f"a number in [{-MAX_BIAS:g}, {MAX_BIAS:g}]"
+                raise InvalidArgumentError(f"logit_bias[{token}]", value, limit)
+
+    @property
+    def penalized(self) -> bool:
+        """Returns whether a penalty is on, so that the session's tokens must be counted."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
 
     @property
     def greedy(self) -> bool:

@@ -196,6 +196,24 @@ def node_depths(parent_indices: Sequence[int]) -> list[int]:
     return depths
 
 
+def node_paths(
+    root: int, tokens: Sequence[int], parent_indices: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """Returns the tokens from the root down to every node, both included.
+
+    Args:
+        root: The root's token.
+        tokens: Drafted tokens, node 1 first.
+        parent_indices: Parent of each drafted node, 0 = root, each < the node's own index.
+    Returns:
+        One path per node, the root's first.
+    """
+    paths: list[tuple[int, ...]] = [(root,)]
+    for token, parent in zip(tokens, parent_indices, strict=True):
+        paths.append((*paths[parent], token))
+    return paths
+
+
 def ancestor_mask(parent_indices: Sequence[int]) -> npt.NDArray[np.bool_]:
     """Returns which nodes each node may attend to: itself and its ancestors.
 

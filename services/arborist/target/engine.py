@@ -29,9 +29,11 @@ from arborist.core.errors import (
     UnknownSessionError,
 )
 from arborist.core.features import FeatureSpec
+from arborist.core.logprobs import TokenLogprobs, token_logprobs
+from arborist.core.processors import LogitProcessors, make_processors
 from arborist.core.sampling import SamplingParams, draw_tokens
 from arborist.core.shape import MAX_NUM_DRAFT_TOKENS
-from arborist.core.tree import check_tree
+from arborist.core.tree import check_tree, node_paths
 from arborist.target.attention import PackedBatch, Segment
 from arborist.target.kv import RETRY_AFTER_MS, FeatureRetention, KvPool
 from arborist.target.model import TargetModel, load_model
@@ -44,10 +46,12 @@ class _Session:
     Attributes:
         request: As asked.
         dtype: Element type of its features; None = it wants none.
+        processors: Of its logits; None = all off.
     """
 
     request: TargetOpen
     dtype: torch.dtype | None
+    processors: LogitProcessors | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,7 @@ class HfTargetEngine:
             Positions reserved, in tokens: max_length + max_draft_tokens + 1.
         Raises:
             ResourceExhaustedError: It does not fit now; an old state is dropped all the same.
-            InvalidArgumentError: A bound is out of range, or unknown feature layers.
+            InvalidArgumentError: A bound is out of range, unknown feature layers or token ids.
         """
         context = self.info.context_length
         if not 1 <= request.max_length <= context:
@@ -125,12 +129,15 @@ class HfTargetEngine:
             raise InvalidArgumentError(
                 "max_draft_tokens", request.max_draft_tokens, f"in [0, {MAX_NUM_DRAFT_TOKENS}]"
             )
+        _check_processors(request, self.info.vocab_size)
+        processors = make_processors(request.sampling, request.prompt_length, request.end_token_ids)
         spec = request.feature_spec
         layout = None if spec is None else self._model.feature_layout(spec)
         self.release(session)
         tokens = request.max_length + request.max_draft_tokens + 1
         self._pool.reserve(session, tokens, layout)
-        self._sessions[session] = _Session(request, None if layout is None else layout.dtype)
+        dtype = None if layout is None else layout.dtype
+        self._sessions[session] = _Session(request, dtype, processors)
         return tokens
 
     def run(self, batch: Sequence[TargetWork]) -> list[TargetOutcome]:
@@ -229,6 +236,11 @@ class HfTargetEngine:
             limit = session.request.max_length + session.request.max_draft_tokens
             if length > limit:
                 raise ArboristError(f"KV length of session {key[1]} is {length}, limit {limit}")
+            counted = None if session.processors is None else session.processors.num_tokens
+            if counted not in (None, length):
+                raise ArboristError(
+                    f"session {key[1]} counts {counted} tokens, its KV length is {length}"
+                )
 
     def _plan(self, index: int, work: TargetWork, plans: list[_Plan]) -> _Plan:
         session = self._sessions.get(work.session)
@@ -278,30 +290,41 @@ class HfTargetEngine:
     ) -> PrefillResult:
         if not bool(packed.hidden[plan.rows].isfinite().all()):
             raise SessionFailedError(f"hidden states of session {work.session[1]} are not finite")
-        root = None
+        root, logprobs = None, list[TokenLogprobs]()
         if work.last:
             position = work.begin + len(work.tokens)
-            (root,), _ = _draw(work.session, logits, [position], plan.session.request.sampling)
+            (root,), _ = _draw(plan, logits, [position])
+            logprobs = _logprobs(logits, [root], work.num_logprobs)
         features = _features(plan, packed, list(range(len(work.tokens))))
         self._pool.compact(work.session, range(len(work.tokens)), features)
-        return PrefillResult(work.begin, features if work.want_features else None, root)
+        if plan.session.processors is not None:
+            plan.session.processors.append(work.tokens)
+        return PrefillResult(
+            work.begin,
+            features if work.want_features else None,
+            root,
+            logprobs[0] if logprobs else None,
+        )
 
     def _settle_verify(
         self, plan: _Plan, work: Verify, packed: PackedBatch, logits: Tensor
     ) -> VerifyResult:
         # The token after a node of depth d has index committed_length + d.
         positions = [work.committed_length + depth for depth in plan.segment.depths]
-        node_tokens, margins = _draw(work.session, logits, positions, plan.session.request.sampling)
+        node_tokens, margins = _draw(plan, logits, positions)
         walk = accept(work.tokens, work.parent_indices, node_tokens)
         kept = [0, *walk.accepted_nodes]
         features = _features(plan, packed, kept)
         self._pool.compact(work.session, kept, features)
+        if plan.session.processors is not None:
+            plan.session.processors.append([plan.tokens[node] for node in kept])
         return VerifyResult(
             walk.accepted_nodes,
             walk.bonus,
             features if work.want_features else None,
             node_tokens if work.want_node_tokens else [],
             min(margins[node] for node in kept),
+            _logprobs(logits, [node_tokens[node] for node in kept], work.num_logprobs, kept),
         )
 
 
@@ -368,13 +391,43 @@ def _check_verify(work: Verify, request: TargetOpen, length: int, vocab_size: in
     check_tree(work.tokens, work.parent_indices, request.max_draft_tokens, vocab_size)
 
 
-def _draw(
-    session: SessionKey, logits: Tensor, positions: list[int], params: SamplingParams
-) -> tuple[list[int], list[float]]:
+def _check_processors(request: TargetOpen, vocab_size: int) -> None:
+    if not 0 <= request.prompt_length <= request.max_length:
+        raise InvalidArgumentError(
+            "prompt_length", request.prompt_length, f"in [0, {request.max_length}], max_length"
+        )
+    biased = [token for token, _ in request.sampling.logit_bias]
+    for name, tokens in (("logit_bias", biased), ("end_token_ids", request.end_token_ids)):
+        for token in tokens:
+            if not 0 <= token < vocab_size:
+                raise InvalidArgumentError(name, token, f"ids in [0, {vocab_size})")
+
+
+def _draw(plan: _Plan, logits: Tensor, positions: list[int]) -> tuple[list[int], list[float]]:
+    processors = plan.session.processors
+    if processors is not None:
+        logits = processors.apply(logits, _paths(plan.work), positions)
     try:
-        return draw_tokens(logits, positions, params)
+        return draw_tokens(logits, positions, plan.session.request.sampling)
     except ValueError as error:
-        raise SessionFailedError(f"logits of session {session[1]} are not finite") from error
+        name = plan.work.session[1]
+        raise SessionFailedError(f"logits of session {name} are not finite") from error
+
+
+def _paths(work: TargetWork) -> Sequence[Sequence[int]]:
+    """Returns the tokens between the committed KV and each row that has logits, its own last."""
+    if isinstance(work, Prefill):
+        return [work.tokens]
+    return node_paths(work.root, work.tokens, work.parent_indices)
+
+
+def _logprobs(
+    logits: Tensor, tokens: list[int], num_top: int | None, rows: list[int] | None = None
+) -> list[TokenLogprobs]:
+    """Returns raw log-probs of tokens drawn at some rows; empty = none wanted."""
+    if num_top is None:
+        return []
+    return token_logprobs(logits if rows is None else logits[rows], tokens, num_top)
 
 
 def _features(plan: _Plan, packed: PackedBatch, kept: list[int]) -> Tensor | None:

@@ -40,7 +40,6 @@ from arborist.core.errors import (
     InvalidArgumentError,
     ResourceExhaustedError,
     StaleStampError,
-    UnimplementedError,
 )
 from arborist.core.features import FeatureSpec
 from arborist.core.sampling import SamplingParams
@@ -184,6 +183,13 @@ def test_stamps_cross(epoch: int, tree_id: int, step: int) -> None:
         top_p=st.floats(1e-9, 1),
         min_p=st.floats(0, 1),
         seed=st.integers(0, 2**64 - 1),
+        logit_bias=st.dictionaries(
+            st.integers(0, 2**31 - 1), st.floats(-100, 100, width=32), max_size=5
+        ).map(lambda bias: tuple(sorted(bias.items()))),
+        repetition_penalty=st.floats(0.01, 2),
+        presence_penalty=st.floats(-2, 2),
+        frequency_penalty=st.floats(-2, 2),
+        min_tokens=st.integers(0, 2**31 - 1),
     )
 )
 def test_sampling_crosses(params: SamplingParams) -> None:
@@ -201,16 +207,17 @@ def test_unset_sampling_is_greedy() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        common_pb2.SamplingParams(repetition_penalty=1.1),
-        common_pb2.SamplingParams(presence_penalty=-0.5),
+        common_pb2.SamplingParams(repetition_penalty=2.1),
+        common_pb2.SamplingParams(presence_penalty=-2.5),
         common_pb2.SamplingParams(frequency_penalty=float("nan")),
-        common_pb2.SamplingParams(min_tokens=1),
-        common_pb2.SamplingParams(logit_bias={5: 1.0}),
+        common_pb2.SamplingParams(min_tokens=-1),
+        common_pb2.SamplingParams(logit_bias={-5: 1.0}),
+        common_pb2.SamplingParams(logit_bias={5: float("inf")}),
     ],
 )
-def test_reserved_processors_are_refused(message: common_pb2.SamplingParams) -> None:
-    """Ignoring them would change the output without a word."""
-    with pytest.raises(UnimplementedError):
+def test_processors_out_of_bounds_are_refused(message: common_pb2.SamplingParams) -> None:
+    """A worker does not trust its controller with them."""
+    with pytest.raises(InvalidArgumentError):
         wire.sampling_from_pb(message)
 
 

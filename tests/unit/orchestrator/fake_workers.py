@@ -16,6 +16,7 @@ from arborist.core.accept import accept
 from arborist.core.engine import DraftOpen, ModelInfo, TargetOpen
 from arborist.core.errors import StaleStampError, UnavailableError, UnknownSessionError
 from arborist.core.features import FeatureSpec
+from arborist.core.logprobs import TokenLogprobs
 from arborist.core.pool import Pool, PoolLevel
 from arborist.core.pool_policies import pool_policy
 from arborist.core.sampling import SamplingParams
@@ -41,17 +42,40 @@ Hook = Callable[[str], Awaitable[None]]
 """Called before and after every command with its name; may raise, wait, or be cancelled in."""
 
 
-def hash_token(prefix: list[int], params: SamplingParams) -> int:
-    """The model: its token after a prefix is a function of prefix and seed. Never 0 or 1."""
+def hash_token(
+    prefix: list[int],
+    params: SamplingParams,
+    prompt_length: int = 0,
+    end_token_ids: Sequence[int] = (),
+) -> int:
+    """The model: its token after a prefix is a function of prefix and seed. Never 0 or 1.
+
+    With penalties it also depends on where the output begins, with min_tokens on what ends it.
+    """
     seed = 0 if params.greedy else params.seed
-    return 2 + zlib.crc32(repr((seed, prefix)).encode()) % (VOCAB_SIZE - 2)
+    penalized = (params.presence_penalty, prompt_length) if params.penalized else ()
+    key, salt = (seed, prefix, *penalized), 0
+    early = len(prefix) - prompt_length < params.min_tokens
+    while True:
+        token = 2 + (zlib.crc32(repr(key).encode()) + salt) % (VOCAB_SIZE - 2)
+        if not (early and token in end_token_ids):
+            return token
+        salt += 1
 
 
-def plain_decode(prompt: list[int], max_tokens: int, params: SamplingParams) -> list[int]:
+def hash_logprobs(prefix: list[int], token: int, num_top: int) -> TokenLogprobs:
+    """The model's log-probs of the token it puts after a prefix: exact in fp32."""
+    own = -(zlib.crc32(repr(prefix).encode()) % 1024) / 64
+    return TokenLogprobs(token, own, tuple((rank, own - rank) for rank in range(num_top)))
+
+
+def plain_decode(
+    prompt: list[int], max_tokens: int, params: SamplingParams, end_token_ids: Sequence[int] = ()
+) -> list[int]:
     """What the model says without anything of ours around it."""
     tokens = list(prompt)
     for _ in range(max_tokens):
-        tokens.append(hash_token(tokens, params))
+        tokens.append(hash_token(tokens, params, len(prompt), end_token_ids))
     return tokens[len(prompt) :]
 
 
@@ -91,6 +115,11 @@ class _TargetSession:
     kv: list[int] = field(default_factory=list)
     stamp: Stamp = field(default_factory=lambda: Stamp(0, -1, -1))
 
+    def next_token(self, prefix: list[int]) -> int:
+        """Returns the model's token after a prefix."""
+        request = self.request
+        return hash_token(prefix, request.sampling, request.prompt_length, request.end_token_ids)
+
 
 class FakeTarget:
     """A target worker's link; keeps the contract of `TargetLink` and of the worker behind it."""
@@ -123,6 +152,7 @@ class FakeTarget:
         *,
         last: bool,
         want_features: bool,
+        num_logprobs: int | None,
         traceparent: str,
         deadline_s: float,
     ) -> Reply[PrefilledChunk]:
@@ -132,9 +162,12 @@ class FakeTarget:
         assert begin == len(session.kv)
         session.kv += tokens
         features = features_of(session.kv, begin, len(session.kv)) if want_features else None
-        root = hash_token(session.kv, session.request.sampling) if last else None
+        root = session.next_token(session.kv) if last else None
+        logprobs = None
+        if root is not None and num_logprobs is not None:
+            logprobs = hash_logprobs(session.kv, root, num_logprobs)
         await self.hook("target.prefill")
-        return Reply(PrefilledChunk(features, root), 0.0, 1.0)
+        return Reply(PrefilledChunk(features, root, logprobs), 0.0, 1.0)
 
     async def verify(
         self,
@@ -146,6 +179,7 @@ class FakeTarget:
         *,
         want_features: bool,
         want_node_tokens: bool,
+        num_logprobs: int | None,
         traceparent: str,
         deadline_s: float,
     ) -> Reply[Verified]:
@@ -158,14 +192,20 @@ class FakeTarget:
         paths = [[root]]
         for token, parent in zip(tree.tokens, tree.parent_indices, strict=True):
             paths.append([*paths[parent], token])
-        sampling = session.request.sampling
-        node_tokens = [hash_token(session.kv + path, sampling) for path in paths]
+        prefixes = [session.kv + path for path in paths]
+        node_tokens = [session.next_token(prefix) for prefix in prefixes]
         outcome = accept(tree.tokens, tree.parent_indices, node_tokens)
         begin = len(session.kv)
         session.kv += [root, *(tree.tokens[node - 1] for node in outcome.accepted_nodes)]
         features = features_of(session.kv, begin, len(session.kv)) if want_features else None
         await self.hook("target.verify")
-        verified = Verified(outcome.accepted_nodes, outcome.bonus, features, [], 1.0)
+        logprobs = []
+        if num_logprobs is not None:
+            logprobs = [
+                hash_logprobs(prefixes[node], node_tokens[node], num_logprobs)
+                for node in (0, *outcome.accepted_nodes)
+            ]
+        verified = Verified(outcome.accepted_nodes, outcome.bonus, features, [], 1.0, logprobs)
         return Reply(verified, 0.1, 5.0)
 
     async def read_features(

@@ -74,6 +74,7 @@ def verify(link: GrpcTargetLink, **more):
     arguments = {
         "want_features": True,
         "want_node_tokens": False,
+        "num_logprobs": None,
         "traceparent": "",
         "deadline_s": 5.0,
         **more,
@@ -320,6 +321,7 @@ async def test_parts_of_an_answer_are_put_together():
             [1, 2, 3, 4, 5],
             last=True,
             want_features=True,
+            num_logprobs=None,
             traceparent="",
             deadline_s=5.0,
         )

@@ -58,12 +58,27 @@ async def stream_completion(
                 yield event
                 continue
             last = _is_last(event, num_tokens, request)
-            delta = text.push(event.token_ids, last=last)
-            num_tokens += delta.num_tokens
+            spoken = len(event.token_ids) - _ends_silently(event, request)
+            delta = text.push(event.token_ids[:spoken], last=last)
+            round_ = _cut(event, delta.num_tokens) if delta.stopped else event
+            num_tokens += len(round_.token_ids)
             if delta.stopped:
                 await generation.finish(FinishReason.STOP, num_tokens)
-            kept = event.token_ids[: delta.num_tokens]
-            yield TextRound(dataclasses.replace(event, token_ids=kept), delta.text)
+            yield TextRound(round_, delta.text)
+
+
+def _ends_silently(round_: DeliveredRound, request: ValidRequest) -> bool:
+    """Says whether a round ends with a stop token: delivered, but no text, as the model's own."""
+    tokens = round_.token_ids
+    return bool(tokens) and tokens[-1] in request.generation.stop_token_ids
+
+
+def _cut(round_: DeliveredRound, num_tokens: int) -> DeliveredRound:
+    return dataclasses.replace(
+        round_,
+        token_ids=round_.token_ids[:num_tokens],
+        logprobs=round_.logprobs[:num_tokens],
+    )
 
 
 def _is_last(round_: DeliveredRound, num_before: int, request: ValidRequest) -> bool:
@@ -74,4 +89,6 @@ def _is_last(round_: DeliveredRound, num_before: int, request: ValidRequest) -> 
     tokens = round_.token_ids
     if num_before + len(tokens) >= request.generation.max_tokens:
         return True
-    return bool(tokens) and tokens[-1] in request.eos_token_ids
+    if not tokens:
+        return False
+    return tokens[-1] in request.eos_token_ids or _ends_silently(round_, request)

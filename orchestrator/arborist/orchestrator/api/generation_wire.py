@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
+from arborist.core.logprobs import TokenLogprobs
 from arborist.orchestrator.api.completion import CompletionEvent, TextRound
 from arborist.orchestrator.api.incoming import (
     ChatPrompt,
@@ -14,6 +17,8 @@ from arborist.orchestrator.api.incoming import (
 from arborist.orchestrator.generation import ServedModel, SpeculationOptions, Started, Summary
 from arborist.orchestrator.session import FinishReason
 from arborist.v1 import generation_pb2 as pb
+
+_Penalty: TypeAlias = Literal["repetition_penalty", "presence_penalty", "frequency_penalty"]
 
 _FINISH_REASONS = {
     FinishReason.EOS: pb.FINISH_REASON_EOS,
@@ -51,6 +56,13 @@ def read_request(message: pb.GenerateRequest, traceparent: str) -> IncomingReque
             policy=speculation.policy if speculation.HasField("policy") else None,
         ),
         ignore_eos=message.ignore_eos,
+        repetition_penalty=_given(sampling, "repetition_penalty"),
+        presence_penalty=_given(sampling, "presence_penalty"),
+        frequency_penalty=_given(sampling, "frequency_penalty"),
+        logit_bias=dict(sampling.logit_bias),
+        min_tokens=message.min_tokens,
+        stop_token_ids=tuple(message.stop_token_ids),
+        num_logprobs=message.logprobs if message.HasField("logprobs") else None,
         traceparent=traceparent,
     )
 
@@ -87,6 +99,10 @@ def write_models(models: list[ServedModel]) -> pb.ListModelsResponse:
     )
 
 
+def _given(sampling: pb.Sampling, name: _Penalty) -> float | None:
+    return getattr(sampling, name) if sampling.HasField(name) else None
+
+
 def _read_prompt(message: pb.GenerateRequest) -> Prompt | None:
     kind = message.WhichOneof("prompt")
     if kind == "text":
@@ -109,6 +125,7 @@ def _write_round(event: TextRound) -> pb.Round:
         num_draft_tokens=round_.num_draft_tokens,
         accepted_count=round_.accepted_count,
         depth=round_.depth,
+        logprobs=[_write_logprobs(one) for one in round_.logprobs],
         times=pb.RoundTimes(
             draft_compute_ms=times.draft_compute_ms,
             verify_compute_ms=times.verify_compute_ms,
@@ -117,6 +134,11 @@ def _write_round(event: TextRound) -> pb.Round:
             total_ms=times.total_ms,
         ),
     )
+
+
+def _write_logprobs(one: TokenLogprobs) -> pb.OutputLogprobs:
+    top = [pb.TokenLogprob(token_id=token, logprob=value) for token, value in one.top]
+    return pb.OutputLogprobs(logprob=one.logprob, top=top)
 
 
 def _write_summary(summary: Summary) -> pb.Summary:

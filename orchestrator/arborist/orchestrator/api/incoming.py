@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -62,6 +62,13 @@ class IncomingRequest:
         stop: Strings the output ends before.
         speculation: On or off, and the tree's shape.
         ignore_eos: Do not end at end-of-sequence tokens.
+        repetition_penalty: On tokens of prompt and output; None = 1, off.
+        presence_penalty: On tokens of the output, once; None = 0, off.
+        frequency_penalty: On tokens of the output, per occurrence; None = 0, off.
+        logit_bias: Added to the logits of token ids.
+        min_tokens: Tokens of output before which no end token may come; None = 0.
+        stop_token_ids: Further tokens that end the output.
+        num_logprobs: Most probable tokens listed with every token's log-probs; None = no log-probs.
         traceparent: W3C trace context of the caller; empty = none.
     """
 
@@ -76,4 +83,11 @@ class IncomingRequest:
     stop: Sequence[str] = ()
     speculation: SpeculationOptions = field(default_factory=SpeculationOptions)
     ignore_eos: bool = False
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_tokens: int | None = None
+    stop_token_ids: Sequence[int] = ()
+    num_logprobs: int | None = None
     traceparent: str = ""

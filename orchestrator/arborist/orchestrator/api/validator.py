@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from arborist.common.config import ControllerConfig, SpeculationConfig
 from arborist.common.traceparent import parse_traceparent
 from arborist.core.errors import InvalidArgumentError, UnavailableError, UnknownModelError
+from arborist.core.logprobs import MAX_LOGPROBS
 from arborist.core.policy_settings import check_policy_name
 from arborist.core.sampling import SamplingParams
 from arborist.core.shape import MAX_DEPTH, MAX_NUM_DRAFT_TOKENS, MAX_TOP_K
@@ -24,6 +25,7 @@ from arborist.orchestrator.generation import GenerationRequest, ServedModel, Spe
 ROLES = ("system", "user", "assistant")
 # The wire carries top_k in 32 bits.
 MAX_SAMPLING_TOP_K = (1 << 31) - 1
+MAX_STOP_TOKEN_IDS = 64
 _MAX_ECHO_LENGTH = 64
 
 
@@ -108,7 +110,7 @@ class Validator:
             UnavailableError: No model is served yet.
         """
         model = choose_model(request.model, models)
-        sampling = _check_sampling(request)
+        sampling = _check_sampling(request, model)
         self._check_stop(request.stop)
         self._check_speculation(request.speculation)
         if request.max_tokens is not None:
@@ -119,15 +121,26 @@ class Validator:
                 request.max_tokens,
                 limit,
             )
+        _check_stop_tokens(request.stop_token_ids, model)
+        _check_logprobs(request.num_logprobs)
         prompt = self._prompt_ids(request.prompt, model)
+        max_tokens = self._max_tokens(request.max_tokens, len(prompt), model)
+        _require(
+            sampling.min_tokens <= max_tokens,
+            "min_tokens",
+            sampling.min_tokens,
+            f"an integer in [0, {max_tokens}], max_tokens",
+        )
         generation = GenerationRequest(
             prompt_token_ids=tuple(prompt),
-            max_tokens=self._max_tokens(request.max_tokens, len(prompt), model),
+            max_tokens=max_tokens,
             model=model.id,
             sampling=sampling,
             seed=request.seed,
             speculation=request.speculation,
             ignore_eos=request.ignore_eos,
+            stop_token_ids=tuple(request.stop_token_ids),
+            num_logprobs=request.num_logprobs,
             # What does not parse is to be ignored, says the standard.
             traceparent=request.traceparent if parse_traceparent(request.traceparent) else "",
         )
@@ -143,9 +156,7 @@ class Validator:
         _require(len(ids) <= longest, "prompt", f"{len(ids)} tokens", f"at most {longest} tokens")
         for index, token in enumerate(ids):
             if not 0 <= token < model.vocab_size:
-                raise InvalidArgumentError(
-                    f"token_ids[{index}]", token, f"an id in [0, {model.vocab_size})"
-                )
+                _check_token_id(f"token_ids[{index}]", token, model)
         return ids
 
     def _encode(self, prompt: Prompt) -> list[int]:
@@ -241,10 +252,12 @@ def choose_model(name: str, models: Sequence[ServedModel]) -> ServedModel:
     )
 
 
-def _check_sampling(request: IncomingRequest) -> SamplingParams:
+def _check_sampling(request: IncomingRequest, model: ServedModel) -> SamplingParams:
     """Lets the sampler itself say what it takes."""
     top_k = request.top_k or 0
     _require(top_k <= MAX_SAMPLING_TOP_K, "top_k", top_k, f"0 (off) to {MAX_SAMPLING_TOP_K}")
+    for token in request.logit_bias:
+        _check_token_id(f"logit_bias[{token}]", token, model)
     default = SamplingParams()
     return SamplingParams(
         temperature=_or(request.temperature, default.temperature),
@@ -252,7 +265,30 @@ def _check_sampling(request: IncomingRequest) -> SamplingParams:
         top_p=_or(request.top_p, default.top_p),
         min_p=_or(request.min_p, default.min_p),
         seed=request.seed or 0,
+        logit_bias=tuple(sorted(request.logit_bias.items())),
+        repetition_penalty=_or(request.repetition_penalty, default.repetition_penalty),
+        presence_penalty=_or(request.presence_penalty, default.presence_penalty),
+        frequency_penalty=_or(request.frequency_penalty, default.frequency_penalty),
+        min_tokens=request.min_tokens or 0,
     )
+
+
+def _check_stop_tokens(token_ids: Sequence[int], model: ServedModel) -> None:
+    limit = f"at most {MAX_STOP_TOKEN_IDS} ids"
+    _require(len(token_ids) <= MAX_STOP_TOKEN_IDS, "stop_token_ids", f"{len(token_ids)} ids", limit)
+    for index, token in enumerate(token_ids):
+        _check_token_id(f"stop_token_ids[{index}]", token, model)
+
+
+def _check_logprobs(num_logprobs: int | None) -> None:
+    if num_logprobs is not None:
+        limit = f"an integer in [0, {MAX_LOGPROBS}]"
+        _require(0 <= num_logprobs <= MAX_LOGPROBS, "logprobs", num_logprobs, limit)
+
+
+def _check_token_id(field: str, token: int, model: ServedModel) -> None:
+    if not 0 <= token < model.vocab_size:
+        raise InvalidArgumentError(field, token, f"an id in [0, {model.vocab_size})")
 
 
 def _or(value: float | None, default: float) -> float:

@@ -44,35 +44,43 @@ class TargetCommand(_message.Message):
     def __init__(self, command_id: _Optional[int] = ..., session_id: _Optional[str] = ..., stamp: _Optional[_Union[_common_pb2.Stamp, _Mapping]] = ..., traceparent: _Optional[str] = ..., open: _Optional[_Union[TargetOpen, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., verify: _Optional[_Union[Verify, _Mapping]] = ..., read_features: _Optional[_Union[ReadFeatures, _Mapping]] = ..., release: _Optional[_Union[TargetRelease, _Mapping]] = ...) -> None: ...
 
 class TargetOpen(_message.Message):
-    __slots__ = ("epoch", "feature_spec", "sampling", "grammar", "max_length", "max_draft_tokens")
+    __slots__ = ("epoch", "feature_spec", "sampling", "grammar", "max_length", "max_draft_tokens", "prompt_length", "end_token_ids")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FEATURE_SPEC_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    END_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     feature_spec: _common_pb2.FeatureSpec
     sampling: _common_pb2.SamplingParams
     grammar: _common_pb2.Grammar
     max_length: int
     max_draft_tokens: int
-    def __init__(self, epoch: _Optional[int] = ..., feature_spec: _Optional[_Union[_common_pb2.FeatureSpec, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., grammar: _Optional[_Union[_common_pb2.Grammar, _Mapping]] = ..., max_length: _Optional[int] = ..., max_draft_tokens: _Optional[int] = ...) -> None: ...
+    prompt_length: int
+    end_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., feature_spec: _Optional[_Union[_common_pb2.FeatureSpec, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., grammar: _Optional[_Union[_common_pb2.Grammar, _Mapping]] = ..., max_length: _Optional[int] = ..., max_draft_tokens: _Optional[int] = ..., prompt_length: _Optional[int] = ..., end_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Prefill(_message.Message):
-    __slots__ = ("begin", "tokens", "last", "want_features")
+    __slots__ = ("begin", "tokens", "last", "want_features", "want_logprobs", "num_logprobs")
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     WANT_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    WANT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    NUM_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     begin: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     last: bool
     want_features: bool
-    def __init__(self, begin: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., last: _Optional[bool] = ..., want_features: _Optional[bool] = ...) -> None: ...
+    want_logprobs: bool
+    num_logprobs: int
+    def __init__(self, begin: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., last: _Optional[bool] = ..., want_features: _Optional[bool] = ..., want_logprobs: _Optional[bool] = ..., num_logprobs: _Optional[int] = ...) -> None: ...
 
 class Verify(_message.Message):
-    __slots__ = ("base", "root", "tokens", "parent_indices", "want_features", "want_node_tokens", "num_logprobs")
+    __slots__ = ("base", "root", "tokens", "parent_indices", "want_features", "want_node_tokens", "num_logprobs", "want_logprobs")
     BASE_FIELD_NUMBER: _ClassVar[int]
     ROOT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +88,7 @@ class Verify(_message.Message):
     WANT_FEATURES_FIELD_NUMBER: _ClassVar[int]
     WANT_NODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    WANT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     base: _common_pb2.Base
     root: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
@@ -87,7 +96,8 @@ class Verify(_message.Message):
     want_features: bool
     want_node_tokens: bool
     num_logprobs: int
-    def __init__(self, base: _Optional[_Union[_common_pb2.Base, _Mapping]] = ..., root: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., parent_indices: _Optional[_Iterable[int]] = ..., want_features: _Optional[bool] = ..., want_node_tokens: _Optional[bool] = ..., num_logprobs: _Optional[int] = ...) -> None: ...
+    want_logprobs: bool
+    def __init__(self, base: _Optional[_Union[_common_pb2.Base, _Mapping]] = ..., root: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., parent_indices: _Optional[_Iterable[int]] = ..., want_features: _Optional[bool] = ..., want_node_tokens: _Optional[bool] = ..., num_logprobs: _Optional[int] = ..., want_logprobs: _Optional[bool] = ...) -> None: ...
 
 class ReadFeatures(_message.Message):
     __slots__ = ("begin", "end")
@@ -146,14 +156,16 @@ class TargetOpened(_message.Message):
     def __init__(self, reserved_tokens: _Optional[int] = ...) -> None: ...
 
 class PrefillResult(_message.Message):
-    __slots__ = ("begin", "features", "root")
+    __slots__ = ("begin", "features", "root", "root_logprobs")
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     ROOT_FIELD_NUMBER: _ClassVar[int]
+    ROOT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     begin: int
     features: _common_pb2.Tensor
     root: int
-    def __init__(self, begin: _Optional[int] = ..., features: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., root: _Optional[int] = ...) -> None: ...
+    root_logprobs: TokenLogprobs
+    def __init__(self, begin: _Optional[int] = ..., features: _Optional[_Union[_common_pb2.Tensor, _Mapping]] = ..., root: _Optional[int] = ..., root_logprobs: _Optional[_Union[TokenLogprobs, _Mapping]] = ...) -> None: ...
 
 class VerifyResult(_message.Message):
     __slots__ = ("accepted_nodes", "bonus", "features", "node_tokens", "logprobs", "min_margin")

@@ -1,0 +1,140 @@
+"""Logit processors that depend on a session's tokens or ids, applied to every node of a tree.
+
+Order (DESIGN §2): grammar mask, logit_bias, repetition_penalty, presence and frequency_penalty,
+min_tokens; temperature, top_k, top_p and min_p follow in `sampling`. Each node is processed along
+its own path, prompt and committed tokens included, so that a token is what plain decoding draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from arborist.core.errors import InvalidArgumentError
+from arborist.core.sampling import SamplingParams
+from arborist.core.token_history import TokenCounts, TokenHistory
+
+
+class LogitProcessors:
+    """The processors of one session, and the tokens they look at."""
+
+    def __init__(
+        self, params: SamplingParams, prompt_length: int, end_token_ids: Sequence[int]
+    ) -> None:
+        """Starts before the prompt.
+
+        Args:
+            params: Of the session.
+            prompt_length: Tokens of the prompt; 0 = not known.
+            end_token_ids: Tokens that min_tokens holds back.
+        Raises:
+            InvalidArgumentError: The prompt's length is not known, and it matters.
+        """
+        if prompt_length < 1 and (params.penalized or params.min_tokens):
+            raise InvalidArgumentError(
+                "prompt_length", prompt_length, "at least 1 with penalties or min_tokens"
+            )
+        self._params = params
+        self._prompt_length = prompt_length
+        self._end_token_ids = list(end_token_ids)
+        self._history = TokenHistory(prompt_length) if params.penalized else None
+
+    @property
+    def num_tokens(self) -> int | None:
+        """Returns the tokens appended; None where nothing looks at them."""
+        return None if self._history is None else len(self._history)
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Adds tokens whose KV is committed: of the prompt, or a root and what was accepted."""
+        if self._history is not None:
+            self._history.append(tokens)
+
+    def apply(
+        self, logits: Tensor, paths: Sequence[Sequence[int]], positions: Sequence[int]
+    ) -> Tensor:
+        """Returns processed logits.
+
+        Args:
+            logits: float, shape (rows, vocab); raw logits of the target, left as they are.
+            paths: Per row the tokens behind those appended, the row's own last.
+            positions: Absolute index of the token drawn at each row.
+        Returns:
+            float32, shape (rows, vocab).
+        """
+        params = self._params
+        scores = logits.to(torch.float32, copy=True)  # [R, V]
+        # A grammar's mask comes first, here: no bias lifts a token it forbids.
+        if params.logit_bias:
+            add_bias(scores, params.logit_bias)
+        if self._history is not None:
+            penalize(scores, self._history.counts(paths), params)
+        early = [
+            row
+            for row, position in enumerate(positions)
+            if position - self._prompt_length < params.min_tokens
+        ]
+        if early and self._end_token_ids:
+            hold_back(scores, early, self._end_token_ids)
+        return scores
+
+
+def make_processors(
+    params: SamplingParams, prompt_length: int, end_token_ids: Sequence[int]
+) -> LogitProcessors | None:
+    """Returns a session's processors; None when all of them are off and cost nothing."""
+    if not (params.logit_bias or params.penalized or params.min_tokens):
+        return None
+    return LogitProcessors(params, prompt_length, end_token_ids)
+
+
+def add_bias(scores: Tensor, bias: Sequence[tuple[int, float]]) -> None:
+    """Adds a bias to the logits of some tokens, in place.
+
+    Args:
+        scores: float32, shape (rows, vocab).
+        bias: Distinct token ids with what is added.
+    """
+    ids = torch.tensor([token for token, _ in bias], device=scores.device)  # [B]
+    values = torch.tensor([value for _, value in bias], dtype=scores.dtype, device=scores.device)
+    scores[:, ids] += values
+
+
+def penalize(scores: Tensor, counts: TokenCounts, params: SamplingParams) -> None:
+    """Applies repetition, then presence and frequency penalty, in place.
+
+    Repetition as transformers does it (once per distinct token of prompt and output), the others as
+    OpenAI describes them (output only).
+
+    Args:
+        scores: float32, shape (rows, vocab).
+        counts: Of the same rows.
+        params: The penalties.
+    """
+    ids = torch.from_numpy(counts.token_ids).to(scores.device)  # [T]
+    chosen = scores[:, ids]  # [R, T]
+    if params.repetition_penalty != 1.0:
+        seen = torch.from_numpy(counts.seen).to(scores.device)  # [R, T]
+        penalty = params.repetition_penalty
+        repeated = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
+        chosen = torch.where(seen, repeated, chosen)
+    if params.presence_penalty or params.frequency_penalty:
+        number = torch.from_numpy(counts.num_output).to(scores.device)  # [R, T]
+        chosen = chosen - (number > 0) * params.presence_penalty
+        chosen = chosen - number * params.frequency_penalty
+    scores[:, ids] = chosen
+
+
+def hold_back(scores: Tensor, rows: Sequence[int], token_ids: Sequence[int]) -> None:
+    """Excludes tokens at some rows, in place.
+
+    Args:
+        scores: float32, shape (rows, vocab).
+        rows: Rows concerned.
+        token_ids: Tokens that may not be drawn there.
+    """
+    at = torch.tensor(rows, device=scores.device)[:, None]  # [r, 1]
+    ids = torch.tensor(token_ids, device=scores.device)  # [E]
+    scores[at, ids] = -math.inf

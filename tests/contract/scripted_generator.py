@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from arborist.core.errors import ArboristError
+from arborist.core.logprobs import TokenLogprobs
 from arborist.orchestrator.generation import (
     DeliveredRound,
     GenerationEvent,
@@ -47,7 +48,8 @@ class ScriptedGeneration:
             await self._script.pass_gate(index)
             self._tokens += len(self._rounds[index])
             times = RoundTimes(1.0, 2.0, 3.0, 4.0, 10.0)
-            return DeliveredRound(index - 1, tuple(self._rounds[index]), 6, 2, 3, times)
+            tokens = tuple(self._rounds[index])
+            return DeliveredRound(index - 1, tokens, 6, 2, 3, times, self._logprobs(tokens))
         if self.finished is None and self._script.failure is not None:
             raise self._script.failure
         self._over = True
@@ -59,6 +61,13 @@ class ScriptedGeneration:
             SpeculationSummary(2, 12, 4, 3.0, (0, 1, 1), 0),
             Timing(0.0, 5.0, 20.0, 26.0, 150.0),
         )
+
+    def _logprobs(self, tokens: tuple[int, ...]) -> tuple[TokenLogprobs, ...]:
+        """Half the token's id, and -1, -2, ... for tokens 0, 1, ..."""
+        if self._request.num_logprobs is None:
+            return ()
+        top = tuple((token, -1.0 - token) for token in range(self._request.num_logprobs))
+        return tuple(TokenLogprobs(token, -token / 2, top) for token in tokens)
 
     async def finish(self, reason: FinishReason, num_tokens: int) -> None:
         """Notes the early end."""

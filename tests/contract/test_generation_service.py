@@ -3,16 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 import grpc.aio
+import numpy as np
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from tests.contract.scripted_generator import ScriptedGenerator
 from tests.unit.api.tokenizers import byte_level_tokenizer
 
-from arborist.client import AsyncClient, Client, Message, Speculation
+from arborist.client import AsyncClient, Client, Completion, Message, Speculation, TokenLogprob
 from arborist.core.errors import (
     ArboristError,
     DeadlineError,
@@ -21,6 +23,7 @@ from arborist.core.errors import (
     UnavailableError,
     UnknownModelError,
 )
+from arborist.core.sampling import SamplingParams
 from arborist.orchestrator.api.generation_servicer import GenerationServicer
 from arborist.orchestrator.api.validator import RequestLimits
 from arborist.orchestrator.session import FinishReason
@@ -104,6 +107,18 @@ REFUSED = {
     "top_p 0": (sampled(top_p=0.0), "top_p", "(0, 1]"),
     "top_p > 1": (sampled(top_p=1.1), "top_p", "(0, 1]"),
     "min_p > 1": (sampled(min_p=1.1), "min_p", "[0, 1]"),
+    "repetition_penalty 0": (sampled(repetition_penalty=0.0), "repetition_penalty", "[0.01, 2]"),
+    "presence_penalty 3": (sampled(presence_penalty=3.0), "presence_penalty", "[-2, 2]"),
+    "frequency_penalty -3": (sampled(frequency_penalty=-3.0), "frequency_penalty", "[-2, 2]"),
+    "bias of no token": (sampled(logit_bias={266: 1.0}), "logit_bias[266]", "[0, 266)"),
+    "bias over 100": (sampled(logit_bias={5: 101.0}), "logit_bias[5]", "[-100, 100]"),
+    "min_tokens over max_tokens": (request(max_tokens=3, min_tokens=4), "min_tokens", "[0, 3]"),
+    "stop token over the vocabulary": (
+        request(stop_token_ids=[266]),
+        "stop_token_ids[0]",
+        "[0, 266)",
+    ),
+    "logprobs 21": (request(logprobs=21), "logprobs", "[0, 20]"),
     "five stops": (request(stop=["a"] * 5), "stop", "at most 4"),
     "empty stop": (request(stop=[""]), "stop[0]", "1 to 64 bytes"),
     "long stop": (request(stop=["a" * 65]), "stop[0]", "1 to 64 bytes"),
@@ -179,6 +194,41 @@ async def test_text_is_complete_when_the_output_ends(serve: Serve) -> None:
     assert [one.text for one in length.rounds][:2] == ["ok", "EN"]
 
 
+async def test_a_stop_token_is_delivered_without_text(serve: Serve) -> None:
+    """It ends the text as the model's own end token does, and what was held back comes out."""
+    end = TOKENIZER.encode("!")[0]
+    rounds = [TOKENIZER.encode("ok"), [*TOKENIZER.encode("EN"), end]]
+    async with AsyncClient(await serve(ScriptedGenerator(rounds))) as client:
+        completion = await client.complete([1], stop=["END"], stop_token_ids=[end])
+
+    assert completion.text == "okEN"
+    assert completion.token_ids == (*rounds[0], *rounds[1])
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+async def test_logprobs_come_with_their_tokens(serve: Serve, blocking: bool) -> None:
+    """One per delivered token, with as many of the most probable as asked for; none unasked."""
+    rounds = [TOKENIZER.encode("okE"), TOKENIZER.encode("NDxy")]
+    address = await serve(ScriptedGenerator(rounds))
+
+    async def complete(**options: Any) -> Completion:
+        if blocking:
+            with Client(address) as client:
+                return await asyncio.to_thread(client.complete, "a", **options)
+        async with AsyncClient(address) as client:
+            return await client.complete("a", **options)
+
+    cut = await complete(logprobs=2, stop=["END"])
+    own = await complete(logprobs=0)
+    none = await complete()
+
+    assert [len(one.logprobs) for one in cut.rounds] == [3, 2]
+    assert [one.logprob for one in cut.logprobs] == [-token / 2 for token in cut.token_ids]
+    assert cut.logprobs[0].top == (TokenLogprob(0, -1.0), TokenLogprob(1, -2.0))
+    assert [one.top for one in own.logprobs] == [()] * 7
+    assert none.logprobs == ()
+
+
 async def test_a_stop_string_across_rounds_ends_the_output(serve: Serve) -> None:
     """Text ends before it, tokens with the one that completes it; nothing follows."""
     rounds = [TOKENIZER.encode("okE"), TOKENIZER.encode("NDxy"), TOKENIZER.encode("more")]
@@ -252,9 +302,17 @@ async def test_everything_a_client_says_reaches_the_controller(serve: Serve) -> 
             speculation=Speculation(False, 2, 3, num_draft_tokens=4, policy="chain"),
             model="tiny",
             ignore_eos=True,
+            repetition_penalty=1.25,
+            presence_penalty=-0.5,
+            frequency_penalty=0.0625,
+            logit_bias={9: -100.0, 3: 0.1},
+            min_tokens=4,
+            stop_token_ids=(8, 2),
+            logprobs=0,
         )
+        await client.complete([1])
 
-    (got,) = generator.requests
+    got, plain = generator.requests = generator.requests
     sampling, drafting = got.sampling, got.speculation
     assert TOKENIZER.decode(got.prompt_token_ids) == "abc"
     assert (got.max_tokens, got.seed, got.ignore_eos, got.model) == (9, 2**64 - 1, True, "tiny")
@@ -271,6 +329,12 @@ async def test_everything_a_client_says_reaches_the_controller(serve: Serve) -> 
         4,
     )
     assert drafting.policy == "chain"
+    assert (sampling.repetition_penalty, sampling.presence_penalty) == (1.25, -0.5)
+    assert (sampling.frequency_penalty, sampling.min_tokens) == (0.0625, 4)
+    assert sampling.logit_bias == ((3, float(np.float32(0.1))), (9, -100.0))
+    assert (got.stop_token_ids, got.num_logprobs) == ((8, 2), 0)
+    assert plain.sampling == SamplingParams()
+    assert (plain.stop_token_ids, plain.num_logprobs) == ((), None)
 
 
 @pytest.mark.parametrize("blocking", [True, False])

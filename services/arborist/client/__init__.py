@@ -5,12 +5,14 @@ from arborist.client.client import Client, GenerationStream
 from arborist.client.completion import (
     Completion,
     ModelCard,
+    OutputLogprobs,
     RoundEvent,
     RoundTimes,
     SpeculationSummary,
     Started,
     Summary,
     Timing,
+    TokenLogprob,
 )
 from arborist.client.prompt import Message, Prompt, Speculation
 
@@ -22,6 +24,7 @@ __all__ = [
     "GenerationStream",
     "Message",
     "ModelCard",
+    "OutputLogprobs",
     "Prompt",
     "RoundEvent",
     "RoundTimes",
@@ -30,4 +33,5 @@ __all__ = [
     "Started",
     "Summary",
     "Timing",
+    "TokenLogprob",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -158,7 +158,14 @@ class AsyncClient:
         top_p: float | None = None,
         min_p: float | None = None,
         seed: int | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        min_tokens: int | None = None,
         stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+        logprobs: int | None = None,
         speculation: Speculation | None = None,
         model: str = "",
         ignore_eos: bool = False,
@@ -175,7 +182,15 @@ class AsyncClient:
             top_p: Nucleus mass in (0, 1].
             min_p: Minimum probability relative to the best token, in [0, 1].
             seed: 64 bits; None = the server draws one and reports it in `started`.
+            repetition_penalty: On tokens of prompt and output, in [0.01, 2]; 1 = off.
+            presence_penalty: On tokens of the output, once, in [-2, 2].
+            frequency_penalty: On tokens of the output, per occurrence, in [-2, 2].
+            logit_bias: Added to the logits of token ids, each in [-100, 100].
+            min_tokens: Tokens before which no end-of-sequence or stop token comes.
             stop: Strings the output ends before.
+            stop_token_ids: Further tokens that end the output, as an end-of-sequence token does.
+            logprobs: Raw log-probs of every token and of this many of the most probable ones, in
+                [0, 20]; None = none.
             speculation: Drafting; None = the server's default. Never changes the output.
             model: Served name; empty = the only one.
             ignore_eos: Do not end at end-of-sequence tokens.
@@ -195,7 +210,14 @@ class AsyncClient:
             top_p=top_p,
             min_p=min_p,
             seed=seed,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+            min_tokens=min_tokens,
             stop=stop,
+            stop_token_ids=stop_token_ids,
+            logprobs=logprobs,
             speculation=speculation,
             ignore_eos=ignore_eos,
         )
@@ -212,7 +234,14 @@ class AsyncClient:
         top_p: float | None = None,
         min_p: float | None = None,
         seed: int | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        min_tokens: int | None = None,
         stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+        logprobs: int | None = None,
         speculation: Speculation | None = None,
         model: str = "",
         ignore_eos: bool = False,
@@ -232,7 +261,14 @@ class AsyncClient:
             top_p=top_p,
             min_p=min_p,
             seed=seed,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+            min_tokens=min_tokens,
             stop=stop,
+            stop_token_ids=stop_token_ids,
+            logprobs=logprobs,
             speculation=speculation,
             model=model,
             ignore_eos=ignore_eos,

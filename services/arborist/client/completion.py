@@ -39,6 +39,27 @@ class RoundTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token and its natural-log probability."""
+
+    token_id: int
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class OutputLogprobs:
+    """How probable an output token was to the model itself, before bias, penalties and sampling.
+
+    Attributes:
+        logprob: Natural-log probability of the token.
+        top: The most probable tokens, best first, as many as asked for; it may be among them.
+    """
+
+    logprob: float
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RoundEvent:
     """What one round delivered.
 
@@ -50,6 +71,7 @@ class RoundEvent:
         accepted_count: Drafted tokens accepted, bonus excluded.
         depth: Levels drafted below the root.
         times: Where the time of the round went.
+        logprobs: One per token of token_ids; empty unless asked for.
     """
 
     round_index: int
@@ -59,6 +81,7 @@ class RoundEvent:
     accepted_count: int
     depth: int
     times: RoundTimes
+    logprobs: tuple[OutputLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +158,11 @@ class Completion:
     token_ids: tuple[int, ...]
     rounds: tuple[RoundEvent, ...]
     summary: Summary
+
+    @property
+    def logprobs(self) -> tuple[OutputLogprobs, ...]:
+        """Returns the log-probs of all tokens; empty unless asked for."""
+        return tuple(one for round_ in self.rounds for one in round_.logprobs)
 
 
 @dataclass(frozen=True, slots=True)

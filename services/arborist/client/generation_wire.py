@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 
 from arborist.client.completion import (
     FinishReason,
     ModelCard,
+    OutputLogprobs,
     RoundEvent,
     RoundTimes,
     SpeculationSummary,
     Started,
     Summary,
     Timing,
+    TokenLogprob,
 )
 from arborist.client.prompt import Message, Prompt, Speculation
 from arborist.core.errors import ArboristError, InvalidArgumentError
@@ -30,11 +32,15 @@ _TEXT, _NUMBER, _SWITCH = "text that UTF-8 can carry", "a number", "true or fals
 _CARRIED = {
     "content": _TEXT,
     "enabled": _SWITCH,
+    "frequency_penalty": _NUMBER,
     "ignore_eos": _SWITCH,
+    "logit_bias": "a number for a 32-bit token id",
     "min_p": _NUMBER,
     "model": _TEXT,
     "policy": _TEXT,
+    "presence_penalty": _NUMBER,
     "prompt": _TEXT,
+    "repetition_penalty": _NUMBER,
     "role": _TEXT,
     "seed": "an unsigned 64-bit integer",
     "stop": _TEXT,
@@ -56,6 +62,13 @@ def write_request(
     stop: Sequence[str],
     speculation: Speculation | None,
     ignore_eos: bool,
+    repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    min_tokens: int | None = None,
+    stop_token_ids: Sequence[int] = (),
+    logprobs: int | None = None,
 ) -> pb.GenerateRequest:
     """Returns the message of a request; the server checks the values.
 
@@ -72,8 +85,16 @@ def write_request(
         ("top_p", top_p),
         ("min_p", min_p),
         ("seed", seed),
+        ("repetition_penalty", repetition_penalty),
+        ("presence_penalty", presence_penalty),
+        ("frequency_penalty", frequency_penalty),
     ):
         _set(message.sampling, name, value)
+    for token, bias in (logit_bias or {}).items():
+        _set_item(message.sampling.logit_bias, token, bias, "logit_bias")
+    _set(message, "min_tokens", min_tokens)
+    _extend(message.stop_token_ids, stop_token_ids, "stop_token_ids")
+    _set(message, "logprobs", logprobs)
     _extend(message.stop, (stop,) if isinstance(stop, str) else stop, "stop")
     if speculation is not None:
         for name in ("enabled", "depth", "top_k", "num_draft_tokens", "policy"):
@@ -99,6 +120,7 @@ def read_round(message: pb.Round) -> RoundEvent:
         num_draft_tokens=message.num_draft_tokens,
         accepted_count=message.accepted_count,
         depth=message.depth,
+        logprobs=tuple(_read_logprobs(one) for one in message.logprobs),
         times=RoundTimes(
             draft_compute_ms=times.draft_compute_ms,
             verify_compute_ms=times.verify_compute_ms,
@@ -107,6 +129,11 @@ def read_round(message: pb.Round) -> RoundEvent:
             total_ms=times.total_ms,
         ),
     )
+
+
+def _read_logprobs(message: pb.OutputLogprobs) -> OutputLogprobs:
+    top = tuple(TokenLogprob(one.token_id, one.logprob) for one in message.top)
+    return OutputLogprobs(message.logprob, top)
 
 
 def read_summary(message: pb.Summary) -> Summary:
@@ -178,6 +205,13 @@ def _set(message: object, name: str, value: object, *, prefix: str = "", field: 
         setattr(message, name, value)
     except (TypeError, ValueError):
         raise _unfit(field or f"{prefix}{name}", value) from None
+
+
+def _set_item(target: MutableMapping[int, float], token: int, value: float, field: str) -> None:
+    try:
+        target[token] = value
+    except (TypeError, ValueError):
+        raise _unfit(f"{field}[{str(token)[:64]}]", value) from None
 
 
 def _extend(target: object, values: Sequence[object], field: str) -> None:

@@ -72,6 +72,19 @@ ACCEPTED: dict[str, dict[str, Any]] = {
     "min_p 1": {"min_p": 1.0},
     "seed 0": {"seed": 0},
     "largest seed": {"seed": 2**64 - 1},
+    "repetition_penalty at its least": {"repetition_penalty": 0.01},
+    "repetition_penalty at its limit": {"repetition_penalty": 2.0},
+    "presence_penalty at its least": {"presence_penalty": -2.0},
+    "presence_penalty at its limit": {"presence_penalty": 2.0},
+    "frequency_penalty at its least": {"frequency_penalty": -2.0},
+    "frequency_penalty at its limit": {"frequency_penalty": 2.0},
+    "logit_bias at its limits": {"logit_bias": {0: -100.0, 265: 100.0}},
+    "min_tokens 0": {"min_tokens": 0},
+    "min_tokens at max_tokens": {"min_tokens": 7, "max_tokens": 7},
+    "min_tokens at the default": {"min_tokens": 60},
+    "stop_token_ids at their count": {"stop_token_ids": (265,) * 64},
+    "logprobs 0": {"num_logprobs": 0},
+    "logprobs at their limit": {"num_logprobs": 20},
     "stops at their count": {"stop": ("a", "b")},
     "stop at its size": {"stop": ("12345",)},
     "stop of two-byte characters": {"stop": ("éé",)},
@@ -136,6 +149,76 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "min_p NaN": ({"min_p": math.nan}, "min_p", "nan", "[0, 1]"),
     "seed negative": ({"seed": -1}, "seed", "-1", "64-bit"),
     "seed over 64 bits": ({"seed": 2**64}, "seed", str(2**64), "64-bit"),
+    "repetition_penalty 0": (
+        {"repetition_penalty": 0.0},
+        "repetition_penalty",
+        "0.0",
+        "[0.01, 2]",
+    ),
+    "repetition_penalty over 2": (
+        {"repetition_penalty": 2.001},
+        "repetition_penalty",
+        "2.001",
+        "[0.01, 2]",
+    ),
+    "repetition_penalty NaN": (
+        {"repetition_penalty": math.nan},
+        "repetition_penalty",
+        "nan",
+        "[0.01, 2]",
+    ),
+    "presence_penalty under": (
+        {"presence_penalty": -2.01},
+        "presence_penalty",
+        "-2.01",
+        "[-2, 2]",
+    ),
+    "presence_penalty over": ({"presence_penalty": 2.01}, "presence_penalty", "2.01", "[-2, 2]"),
+    "frequency_penalty infinite": (
+        {"frequency_penalty": math.inf},
+        "frequency_penalty",
+        "inf",
+        "[-2, 2]",
+    ),
+    "frequency_penalty NaN": (
+        {"frequency_penalty": math.nan},
+        "frequency_penalty",
+        "nan",
+        "[-2, 2]",
+    ),
+    "bias under": ({"logit_bias": {5: -100.5}}, "logit_bias[5]", "-100.5", "[-100, 100]"),
+    "bias over": ({"logit_bias": {1: 0.0, 5: 100.5}}, "logit_bias[5]", "100.5", "[-100, 100]"),
+    "bias NaN": ({"logit_bias": {5: math.nan}}, "logit_bias[5]", "nan", "[-100, 100]"),
+    "bias of no token": ({"logit_bias": {266: 1.0}}, "logit_bias[266]", "266", "[0, 266)"),
+    "bias of a negative id": ({"logit_bias": {-1: 1.0}}, "logit_bias[-1]", "-1", "[0, 266)"),
+    "biases over their count": (
+        {"logit_bias": dict.fromkeys(range(301), 1.0)},
+        "logit_bias",
+        "301 ids",
+        "at most 300",
+    ),
+    "min_tokens negative": ({"min_tokens": -1}, "min_tokens", "-1", "[0,"),
+    "min_tokens over max_tokens": (
+        {"min_tokens": 8, "max_tokens": 7},
+        "min_tokens",
+        "8",
+        "[0, 7], max_tokens",
+    ),
+    "min_tokens over the default": ({"min_tokens": 61}, "min_tokens", "61", "[0, 60]"),
+    "stop tokens over their count": (
+        {"stop_token_ids": (1,) * 65},
+        "stop_token_ids",
+        "65 ids",
+        "at most 64",
+    ),
+    "stop token over the vocabulary": (
+        {"stop_token_ids": (1, 266)},
+        "stop_token_ids[1]",
+        "266",
+        "[0, 266)",
+    ),
+    "logprobs negative": ({"num_logprobs": -1}, "logprobs", "-1", "[0, 20]"),
+    "logprobs 21": ({"num_logprobs": 21}, "logprobs", "21", "[0, 20]"),
     "stops over their count": ({"stop": ("a", "b", "c")}, "stop", "3 strings", "at most 2"),
     "stop empty": ({"stop": ("a", "")}, "stop[1]", "0 bytes", "1 to 5 bytes"),
     "stop over its size": ({"stop": ("123456",)}, "stop[0]", "6 bytes", "1 to 5 bytes"),
@@ -233,6 +316,16 @@ def test_unset_max_tokens_takes_the_default_or_what_is_left(validator: Validator
 
     assert short.generation.max_tokens == 60
     assert long.generation.max_tokens == 55
+
+
+def test_as_many_biases_as_allowed_pass() -> None:
+    """300 ids of a larger vocabulary, given in any order."""
+    bias = dict.fromkeys(range(299, -1, -1), 0.5)
+    valid = Validator(LIMITS, None).validate(
+        replace(PLAIN, logit_bias=bias), [replace(MODEL, vocab_size=1000)]
+    )
+
+    assert valid.generation.sampling.logit_bias == tuple((token, 0.5) for token in range(300))
 
 
 def test_a_prompt_leaves_room_for_one_token() -> None:

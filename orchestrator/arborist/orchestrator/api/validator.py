@@ -10,7 +10,7 @@ from arborist.common.traceparent import parse_traceparent
 from arborist.core.errors import InvalidArgumentError, UnavailableError, UnknownModelError
 from arborist.core.logprobs import MAX_LOGPROBS
 from arborist.core.policy_settings import check_policy_name
-from arborist.core.sampling import SamplingParams
+from arborist.core.sampling import MAX_LOGIT_BIASES, SamplingParams
 from arborist.core.shape import MAX_DEPTH, MAX_NUM_DRAFT_TOKENS, MAX_TOP_K
 from arborist.orchestrator.api.incoming import (
     ChatPrompt,
@@ -256,6 +256,9 @@ def _check_sampling(request: IncomingRequest, model: ServedModel) -> SamplingPar
     """Lets the sampler itself say what it takes."""
     top_k = request.top_k or 0
     _require(top_k <= MAX_SAMPLING_TOP_K, "top_k", top_k, f"0 (off) to {MAX_SAMPLING_TOP_K}")
+    count = len(request.logit_bias)
+    limit = f"at most {MAX_LOGIT_BIASES} ids"
+    _require(count <= MAX_LOGIT_BIASES, "logit_bias", f"{count} ids", limit)
     for token in request.logit_bias:
         _check_token_id(f"logit_bias[{token}]", token, model)
     default = SamplingParams()

@@ -20,6 +20,7 @@ from arborist.core.engine import (
 )
 from arborist.core.errors import ArboristError
 from arborist.core.features import FeatureSpec
+from arborist.core.logprobs import TokenLogprobs
 from arborist.core.sampling import SamplingParams
 from arborist.target.engine import HfTargetEngine
 
@@ -85,18 +86,30 @@ class Decoder:
         max_length: int = 100,
         max_draft_tokens: int = 20,
         chunk: int = 1000,
+        end_token_ids: tuple[int, ...] = (),
+        num_logprobs: int | None = None,
     ) -> None:
         """Opens the session and runs the prompt."""
         self.engine = engine
+        self.num_logprobs = num_logprobs
+        self.logprobs: list[TokenLogprobs] = []
         self.key: SessionKey = ("controller", name)
         self.features: list[Tensor] = []
-        engine.open(self.key, TargetOpen(sampling, feature_spec, max_length, max_draft_tokens))
+        engine.open(
+            self.key,
+            TargetOpen(
+                sampling, feature_spec, max_length, max_draft_tokens, len(prompt), end_token_ids
+            ),
+        )
         root = None
         for begin in range(0, len(prompt), chunk):
             part = prompt[begin : begin + chunk]
             last = begin + chunk >= len(prompt)
-            result = prefilled(run_one(engine, Prefill(self.key, begin, part, last)))
+            work = Prefill(self.key, begin, part, last, num_logprobs=num_logprobs)
+            result = prefilled(run_one(engine, work))
             root = result.root
+            if result.logprobs is not None:
+                self.logprobs.append(result.logprobs)
             if result.features is not None:
                 self.features.append(result.features)
         assert root is not None
@@ -110,13 +123,22 @@ class Decoder:
 
     def work(self, tokens: list[int], parents: list[int]) -> Verify:
         """Makes the command of a round."""
-        return Verify(self.key, len(self.log), self.log[-1], tokens, parents, want_node_tokens=True)
+        return Verify(
+            self.key,
+            len(self.log),
+            self.log[-1],
+            tokens,
+            parents,
+            want_node_tokens=True,
+            num_logprobs=self.num_logprobs,
+        )
 
     def commit(self, work: Verify, outcome: TargetOutcome) -> VerifyResult:
         """Appends what a round gave."""
         result = verified(outcome)
         self.log += [work.tokens[node - 1] for node in result.accepted_nodes]
         self.log.append(result.bonus)
+        self.logprobs += result.logprobs
         if result.features is not None:
             self.features.append(result.features)
         assert self.engine.kv_length(self.key) == len(self.log) - 1

@@ -48,8 +48,8 @@ class ScriptedGeneration:
             await self._script.pass_gate(index)
             self._tokens += len(self._rounds[index])
             times = RoundTimes(1.0, 2.0, 3.0, 4.0, 10.0)
-            tokens = tuple(self._rounds[index])
-            return DeliveredRound(index - 1, tokens, 6, 2, 3, times, self._logprobs(tokens))
+            ids = tuple(self._rounds[index])
+            return DeliveredRound(index - 1, ids, 6, 2, 3, times, self._logprobs(ids))
         if self.finished is None and self._script.failure is not None:
             raise self._script.failure
         self._over = True

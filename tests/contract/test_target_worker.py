@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.contract.workers import PROMPT, Commands, Served, Stream, served_target, until
-from tests.fakes import FakeTargetEngine, continuation, feature_rows, state_of
+from tests.fakes import FakeTargetEngine, continuation, feature_rows, state_logprobs, state_of
 
 from arborist.common import target_wire
 from arborist.common.attach import Attach, StreamLane
@@ -78,6 +78,58 @@ async def test_sampling_of_open_reaches_the_engine() -> None:
         )
 
         assert result.root == continuation(PROMPT, 1, sampling=sampling)[0]
+
+
+async def test_processors_of_open_reach_the_engine() -> None:
+    """Penalties, the prompt's length and what min_tokens holds back decide the output."""
+    sampling = SamplingParams(presence_penalty=0.5, min_tokens=20)
+    ends = tuple(continuation(PROMPT, 6, sampling=sampling)[2:5])
+    expected = continuation(PROMPT, 12, sampling=sampling, end_token_ids=ends)
+    async with served_target() as served:
+        stream = await served.stream()
+        for name, known in (("fresh", 0), ("rebuilt", 6)):
+            commands = Commands(stream, name)
+            opened, _ = await stream.ask(
+                commands.open_target(
+                    presence_penalty=0.5,
+                    min_tokens=20,
+                    prompt_length=len(PROMPT),
+                    end_token_ids=ends,
+                ),
+                commands.prefill([*PROMPT, *expected[:known]], last=True),
+            )
+            assert isinstance(opened, Opened)
+            for index in range(known, 11):
+                committed = [*PROMPT, *expected[: index + 1]]
+                verify = commands.verify(committed, round_index=index)
+                assert (await stream.ask(verify))[0].bonus == expected[index + 1]
+
+    assert not set(expected) & set(ends)
+    assert expected != continuation(PROMPT, 12)
+
+
+async def test_logprobs_come_when_they_are_asked_for() -> None:
+    """One per committed token, the root's with the prefill; nothing is sent unasked."""
+    async with served_target() as served:
+        stream = await served.stream()
+        commands = Commands(stream)
+        root, first, second = continuation(PROMPT, 3)
+        _, chunk = await stream.ask(
+            commands.open_target(), commands.prefill(PROMPT, num_logprobs=2)
+        )
+        verified = (
+            await stream.ask(commands.verify([*PROMPT, root], (first,), (0,), num_logprobs=0))
+        )[0]
+        silent = (await stream.ask(commands.verify([*PROMPT, root, first, second], round_index=1)))[
+            0
+        ]
+
+    assert chunk.logprobs == state_logprobs(state_of(PROMPT), root, 2)
+    assert verified.logprobs == [
+        state_logprobs(state_of([*PROMPT, root]), first, 0),
+        state_logprobs(state_of([*PROMPT, root, first]), second, 0),
+    ]
+    assert silent.logprobs == []
 
 
 async def test_commands_of_one_frame_keep_their_order() -> None:
@@ -630,6 +682,21 @@ INVALID = {
         verify=pb.Verify(**VERIFY, tokens=[1] * 257, parent_indices=[0] * 257)
     ),
     "too many log-probs": message(verify=pb.Verify(**VERIFY, num_logprobs=21)),
+    "negative log-probs": message(verify=pb.Verify(**VERIFY, num_logprobs=-1, want_logprobs=True)),
+    "too many log-probs of a root": message(
+        prefill=pb.Prefill(begin=5, tokens=[1], num_logprobs=21, want_logprobs=True)
+    ),
+    "prompt over max_length": message(open=pb.TargetOpen(epoch=2, max_length=9, prompt_length=10)),
+    "negative prompt": message(open=pb.TargetOpen(epoch=2, max_length=9, prompt_length=-1)),
+    "too many end tokens": message(
+        open=pb.TargetOpen(epoch=2, max_length=9, end_token_ids=[1] * 257)
+    ),
+    "negative end token": message(open=pb.TargetOpen(epoch=2, max_length=9, end_token_ids=[-1])),
+    "penalty over 2": message(
+        open=pb.TargetOpen(
+            epoch=2, max_length=9, sampling=common_pb2.SamplingParams(frequency_penalty=2.5)
+        )
+    ),
     "empty chunk": message(prefill=pb.Prefill(begin=5)),
     "overlong chunk": message(prefill=pb.Prefill(begin=5, tokens=[1] * 33)),
     "chunk elsewhere": message(prefill=pb.Prefill(begin=4, tokens=[1])),

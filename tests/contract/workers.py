@@ -157,18 +157,37 @@ class Commands:
         """Returns a stamp of this incarnation."""
         return Stamp(self.epoch, tree_id, step)
 
-    def open_target(self, max_length: int = 100, dtype: Any = None, **sampling: Any) -> Any:
+    def open_target(
+        self,
+        max_length: int = 100,
+        dtype: Any = None,
+        prompt_length: int = 0,
+        end_token_ids: tuple[int, ...] = (),
+        **sampling: Any,
+    ) -> Any:
         """Returns an Open for a target."""
-        request = TargetOpen(SamplingParams(**sampling), FeatureSpec(None, dtype), max_length, 16)
+        request = TargetOpen(
+            SamplingParams(**sampling),
+            FeatureSpec(None, dtype),
+            max_length,
+            16,
+            prompt_length,
+            end_token_ids,
+        )
         return target_wire.open_command(
             self._stream.next_id(), self.session_id, self.epoch, request
         )
 
     def prefill(
-        self, tokens: list[int], begin: int = 0, last: bool = True, traceparent: str = ""
+        self,
+        tokens: list[int],
+        begin: int = 0,
+        last: bool = True,
+        traceparent: str = "",
+        num_logprobs: int | None = None,
     ) -> Any:
         """Returns a Prefill; its step is its first position."""
-        work = Prefill(self.key, begin, tokens, last)
+        work = Prefill(self.key, begin, tokens, last, num_logprobs=num_logprobs)
         return target_wire.prefill_command(
             self._stream.next_id(), self.stamp(0, begin), work, traceparent
         )
@@ -180,10 +199,18 @@ class Commands:
         parents: tuple[int, ...] = (),
         round_index: int = 0,
         traceparent: str = "",
+        num_logprobs: int | None = None,
     ) -> Any:
         """Returns a Verify of a tree under the last committed token."""
         work = Verify(
-            self.key, len(committed), committed[-1], list(tokens), list(parents), True, True
+            self.key,
+            len(committed),
+            committed[-1],
+            list(tokens),
+            list(parents),
+            True,
+            True,
+            num_logprobs,
         )
         return target_wire.verify_command(
             self._stream.next_id(), self.stamp(round_index + 1, 0), work, traceparent

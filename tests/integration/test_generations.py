@@ -297,6 +297,41 @@ async def test_a_target_that_dies_is_replaced(draft_engine, reference):
     assert tokens == reference(PROMPTS[0], 60)
 
 
+async def test_penalties_and_logprobs_survive_the_loss_of_a_target(draft_engine):
+    """Over gRPC: a rebuilt session still tells prompt and output apart, as plain decoding does."""
+    options = {
+        "sampling": SamplingParams(
+            temperature=0.7,
+            logit_bias=((220, -2.0),),
+            repetition_penalty=1.2,
+            presence_penalty=0.5,
+            frequency_penalty=0.25,
+            min_tokens=30,
+        ),
+        "seed": 5,
+        "num_logprobs": 2,
+        "stop_token_ids": (7, 220),
+        "max_tokens": 60,
+    }
+    targets = [golden_target(), golden_target()]
+    async with deployment(targets=targets, drafts=[draft_engine]) as running:
+        plain = await complete(running, request(speculation=OFF, **options))
+        generation = running.controller.generate(request(**options))
+        rounds: list[DeliveredRound] = []
+        async for event in generation:
+            if isinstance(event, DeliveredRound):
+                rounds.append(event)
+                if event.round_index == 2:
+                    (used,) = [one for one in running.targets if one.worker.info.num_sessions]
+                    await used.stop()
+    tokens = [token for one in rounds for token in one.token_ids]
+    assert tokens == plain.tokens
+    assert len(tokens) >= 30
+    logprobs = [own for one in rounds for own in one.logprobs]
+    assert [one.token_id for one in logprobs] == tokens
+    assert all(len(one.top) == 2 for one in logprobs)
+
+
 async def test_a_target_that_restarts_is_found_again(draft_engine, reference):
     """With one target the session waits for it to come back, then goes on: same tokens."""
     async with deployment(targets=[golden_target()], drafts=[draft_engine]) as running:

@@ -207,13 +207,8 @@ class LocalModel:
             sampling = dataclasses.replace(sampling, seed=seed)
         else:
             sampling = dataclasses.replace(sampling, seed=0)
-        session = Session(
-            session_id=secrets.token_hex(8),
-            prompt=list(request.prompt_token_ids),
-            sampling=sampling,
-            max_tokens=request.max_tokens,
-            eos_token_ids=frozenset(() if request.ignore_eos else self._model.eos_token_ids),
-        )
+        request = dataclasses.replace(request, sampling=sampling)
+        session = request.session(secrets.token_hex(8), self._model.eos_token_ids)
         policy = self._policy(request.speculation)
         if watch is not None and policy is not None and not isinstance(policy, NgramPolicy):
             policy = watch(policy)
@@ -315,11 +310,4 @@ class LocalGeneration:
         self._account.add(round_)
         if self._on_round is not None:
             self._on_round(round_)
-        return DeliveredRound(
-            round_index=round_.round_index,
-            token_ids=tuple(round_.tokens),
-            num_draft_tokens=round_.num_draft_tokens,
-            accepted_count=round_.accepted_count,
-            depth=round_.depth,
-            times=round_.times,
-        )
+        return DeliveredRound.of(round_)

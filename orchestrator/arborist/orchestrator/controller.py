@@ -39,7 +39,6 @@ from arborist.orchestrator.generation_account import GenerationAccount
 from arborist.orchestrator.policy_choice import PolicyChoice
 from arborist.orchestrator.round import Round
 from arborist.orchestrator.running_generation import Attempt, GenerationPorts, RunningGeneration
-from arborist.orchestrator.session import Session
 from arborist.orchestrator.spans import GenerationTrace, begin_trace
 from arborist.orchestrator.worker_connection import ConnectionSettings
 from arborist.orchestrator.worker_pool import GrpcWorkerPool, SessionWorkers
@@ -252,15 +251,7 @@ class Controller:
     ) -> Attempt:
         # A fresh id each time: nothing of an earlier try can be taken for this one.
         session_id = f"{started.request_id}.{attempt}"
-        session = Session(
-            session_id=session_id,
-            prompt=list(request.prompt_token_ids),
-            sampling=request.sampling,
-            max_tokens=request.max_tokens,
-            eos_token_ids=frozenset() if request.ignore_eos else frozenset(model.eos_token_ids),
-            stop_token_ids=frozenset(request.stop_token_ids),
-            num_logprobs=request.num_logprobs,
-        )
+        session = request.session(session_id, model.eos_token_ids)
         decoder = Decoder(
             session,
             SessionWorkers(self.workers, model.name, self._target_wait_s),

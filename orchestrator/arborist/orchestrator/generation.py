@@ -5,14 +5,14 @@ Text is the API's business: it encodes the prompt, decodes the tokens, looks for
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 from arborist.core.logprobs import TokenLogprobs
 from arborist.core.sampling import SamplingParams
-from arborist.orchestrator.round import RoundTimes
-from arborist.orchestrator.session import FinishReason
+from arborist.orchestrator.round import Round, RoundTimes
+from arborist.orchestrator.session import FinishReason, Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,23 @@ class GenerationRequest:
     num_logprobs: int | None = None
     traceparent: str = ""
 
+    def session(self, session_id: str, eos_token_ids: Sequence[int]) -> Session:
+        """Returns a fresh session that decodes it.
+
+        Args:
+            session_id: Unique in the controller.
+            eos_token_ids: The model's own tokens that end an output.
+        """
+        return Session(
+            session_id=session_id,
+            prompt=list(self.prompt_token_ids),
+            sampling=self.sampling,
+            max_tokens=self.max_tokens,
+            eos_token_ids=frozenset() if self.ignore_eos else frozenset(eos_token_ids),
+            stop_token_ids=frozenset(self.stop_token_ids),
+            num_logprobs=self.num_logprobs,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Started:
@@ -104,6 +121,19 @@ class DeliveredRound:
     depth: int
     times: RoundTimes
     logprobs: tuple[TokenLogprobs, ...] = ()
+
+    @classmethod
+    def of(cls, round_: Round) -> Self:
+        """Returns what a client is told of a round."""
+        return cls(
+            round_index=round_.round_index,
+            token_ids=tuple(round_.tokens),
+            num_draft_tokens=round_.num_draft_tokens,
+            accepted_count=round_.accepted_count,
+            depth=round_.depth,
+            times=round_.times,
+            logprobs=tuple(round_.logprobs),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,15 +135,7 @@ class RunningGeneration:
             return event
         self._account.add(event)
         self._last = event
-        return DeliveredRound(
-            round_index=event.round_index,
-            token_ids=tuple(event.tokens),
-            num_draft_tokens=event.num_draft_tokens,
-            accepted_count=event.accepted_count,
-            depth=event.depth,
-            times=event.times,
-            logprobs=tuple(event.logprobs),
-        )
+        return DeliveredRound.of(event)
 
     async def finish(self, reason: FinishReason, num_tokens: int) -> None:
         """Ends the output early; the next event is the Summary.

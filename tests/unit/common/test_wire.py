@@ -42,6 +42,7 @@ from arborist.core.errors import (
     StaleStampError,
 )
 from arborist.core.features import FeatureSpec
+from arborist.core.logprobs import TokenLogprobs
 from arborist.core.sampling import SamplingParams
 from arborist.core.stamp import Stamp
 from arborist.core.tensor import RawTensor
@@ -305,7 +306,10 @@ def test_verify_crosses(
 ) -> None:
     """The tree arrives as it was sent."""
     parents = [node // 2 for node in range(len(tokens))]
-    work = Verify(SESSION, length, root, tokens, parents, want_features, want_node_tokens)
+    num_logprobs = length % 22 - 1 if length % 22 else None
+    work = Verify(
+        SESSION, length, root, tokens, parents, want_features, want_node_tokens, num_logprobs
+    )
     body = received_by_target(target_wire.verify_command(5, STAMP, work))
 
     assert body == RunWork(STAMP, work, 1 + len(tokens), "verify", bulk=False)
@@ -314,7 +318,8 @@ def test_verify_crosses(
 @given(token_ids, st.integers(0, 2**31 - 1), st.booleans(), st.booleans())
 def test_prefill_crosses(tokens: list[int], begin: int, last: bool, want_features: bool) -> None:
     """A chunk arrives as it was sent."""
-    work = Prefill(SESSION, begin, tokens, last, want_features)
+    num_logprobs = begin % 22 - 1 if begin % 22 else None
+    work = Prefill(SESSION, begin, tokens, last, want_features, num_logprobs)
     body = received_by_target(target_wire.prefill_command(5, STAMP, work))
 
     assert body == RunWork(STAMP, work, len(tokens), "prefill", bulk=True)
@@ -323,7 +328,7 @@ def test_prefill_crosses(tokens: list[int], begin: int, last: bool, want_feature
 def test_the_other_target_commands_cross() -> None:
     """Open, ReadFeatures and Release arrive as they were sent."""
     request = TargetOpen(SamplingParams(0.5, seed=9), FeatureSpec((1, 2)), 512, 60)
-    bare = replace(request, feature_spec=None)
+    bare = replace(request, feature_spec=None, prompt_length=511, end_token_ids=(2, 9, 0))
     name = SESSION[1]
 
     assert received_by_target(target_wire.open_command(5, name, 4, request)) == OpenSession(
@@ -391,6 +396,24 @@ def test_prefill_without_features_is_one_part() -> None:
     assert [one.outcome for one in received_from_target(answer)] == [answer]
 
 
+LOGPROBS = [
+    TokenLogprobs(7, -0.5, ((3, -0.25), (7, -0.5), (0, float("-inf")))),
+    TokenLogprobs(2**31 - 1, 0.0),
+]
+
+
+def test_logprobs_cross() -> None:
+    """Every bit of an fp32 log-prob arrives, impossible tokens included."""
+    verified = VerifyResult((1,), 7, None, [], 0.25, LOGPROBS)
+    prefilled = PrefillResult(3, None, 0, LOGPROBS[0])
+    whole: Any = RawTensor("float32", (9, 2), bytes(range(72)))
+
+    assert received_from_target(verified)[0].outcome == verified
+    assert received_from_target(prefilled)[0].outcome == prefilled
+    parts = [one.outcome for one in received_from_target(replace(prefilled, features=whole), 32)]
+    assert [part.logprobs for part in parts] == [None] * (len(parts) - 1) + [LOGPROBS[0]]
+
+
 @given(st.integers(1, 9), st.integers(1, 40))
 def test_read_features_cross_in_parts(rows: int, max_part_bytes: int) -> None:
     """Parts follow each other without a gap."""
@@ -427,6 +450,17 @@ def test_the_other_target_answers_cross() -> None:
             )
         },
         {"prefill": target_pb2.PrefillResult(root=-1)},
+        {"prefill": target_pb2.PrefillResult(root_logprobs=target_pb2.TokenLogprobs())},
+        *(
+            {"verify": target_pb2.VerifyResult(logprobs=[target_pb2.TokenLogprobs(**bad)])}
+            for bad in (
+                {"token_ids": [1, 2], "logprobs": bytes(4)},
+                {"token_ids": [-1], "logprobs": bytes(4)},
+                {"token_ids": [1] * 22, "logprobs": bytes(88)},
+                {"token_ids": [1], "logprobs": np.float32("nan").tobytes()},
+                {"token_ids": [1], "logprobs": np.float32(0.5).tobytes()},
+            )
+        ),
         {"features": target_pb2.ReadFeaturesResult()},
     ],
 )

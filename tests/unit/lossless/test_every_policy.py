@@ -45,6 +45,18 @@ SAMPLINGS: list[dict[str, Any]] = [
 ]
 
 
+PROCESSED: dict[str, Any] = {
+    "temperature": 0.4,
+    "seed": 11,
+    "repetition_penalty": 0.95,
+    # Rewards: a lookup needs repetition.
+    "presence_penalty": -0.4,
+    "frequency_penalty": -0.2,
+    "logit_bias": {7: 1.5, 220: -1.0},
+    "num_logprobs": 1,
+}
+
+
 @pytest.fixture(scope="module")
 def engines() -> tuple[HfTargetEngine, EagleDraftEngine]:
     """The golden pair, loaded once."""
@@ -107,6 +119,24 @@ def test_a_policy_never_changes_a_token(
             assert output == expected
             assert all(one.speculated for one in rounds)
             accepted += sum(one.accepted_count for one in rounds)
+    assert accepted > 0
+
+
+@pytest.mark.parametrize("name", POLICY_NAMES)
+def test_penalties_and_logprobs_are_those_of_plain_decoding(engines: Engines, name: str) -> None:
+    """Every policy's trees are accepted by processed logits and reported by raw ones."""
+    accepted = 0
+    for prompt in PROMPTS[1:]:
+        expected, one_by_one = decode(engines, prompt, PLAIN, **PROCESSED)
+        output, rounds = decode(engines, prompt, SpeculationOptions(policy=name), **PROCESSED)
+        assert output == expected
+        accepted += sum(one.accepted_count for one in rounds)
+        want = [one for round_ in one_by_one for one in round_.logprobs]
+        got = [one for round_ in rounds for one in round_.logprobs]
+        assert [one.token_id for one in got] == [one.token_id for one in want]
+        assert [one.logprob for one in got] == pytest.approx(
+            [one.logprob for one in want], abs=1e-4
+        )
     assert accepted > 0
 
 

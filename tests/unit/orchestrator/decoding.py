@@ -29,9 +29,19 @@ def make_decoder(
     eos: frozenset[int] = frozenset(),
     retry_rounds: int = 2,
     draft_calls: DraftCalls = "level",
+    stop_tokens: frozenset[int] = frozenset(),
+    num_logprobs: int | None = None,
 ) -> tuple[Decoder, Session]:
     """Returns a decoder with short chunks, so that a prompt takes several, and its session."""
-    session = Session("s", list(prompt), sampling or SamplingParams(), max_tokens, eos)
+    session = Session(
+        "s",
+        list(prompt),
+        sampling or SamplingParams(),
+        max_tokens,
+        eos,
+        stop_tokens,
+        num_logprobs,
+    )
     decoder = Decoder(
         session,
         workers,

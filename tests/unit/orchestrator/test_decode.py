@@ -10,6 +10,7 @@ from tests.unit.orchestrator.fake_workers import (
     FakeTarget,
     FakeWorkers,
     Faults,
+    hash_logprobs,
     plain_decode,
 )
 
@@ -102,6 +103,61 @@ async def test_nothing_follows_the_end_of_sequence():
     assert session.finish_reason is FinishReason.EOS
 
 
+async def test_nothing_follows_a_stop_token():
+    """It ends the output as an end-of-sequence token does, and says so."""
+    stop = EXPECTED[7]
+    decoder, session = make_decoder(
+        FakeWorkers([FakeTarget()], FakeDraft(1.0)), stop_tokens=frozenset([stop])
+    )
+    rounds = await decode(decoder)
+    assert session.output == EXPECTED[: EXPECTED.index(stop) + 1]
+    assert rounds[-1].tokens[-1] == stop
+    assert session.finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize("eos", [frozenset(), frozenset([1])])
+async def test_min_tokens_holds_back_whatever_ends_the_output(eos):
+    """The target is told the model's own end tokens, unless ignored, and the request's."""
+    params = SamplingParams(min_tokens=10)
+    stop = EXPECTED[3]
+    ends = sorted({stop, *eos})
+    expected = plain_decode(PROMPT, MAX_TOKENS, params, ends)
+    target = FakeTarget()
+    decoder, session = make_decoder(
+        FakeWorkers([target], FakeDraft(1.0)),
+        sampling=params,
+        eos=eos,
+        stop_tokens=frozenset([stop]),
+    )
+    rounds = decoder.run()
+    await anext(rounds)
+    assert target.sessions["s"].request.end_token_ids == tuple(ends)
+    async for _ in rounds:
+        pass
+    decoder.close()
+    assert session.output == expected[: len(session.output)]
+    assert stop not in session.output[:10]
+
+
+@pytest.mark.parametrize("num_logprobs", [None, 0, 3])
+async def test_every_token_has_its_logprobs(num_logprobs):
+    """Prefill, rounds, the last one cut: as many log-probs as tokens, or none at all."""
+    decoder, session = make_decoder(
+        FakeWorkers([FakeTarget()], FakeDraft(0.8)), num_logprobs=num_logprobs, max_tokens=11
+    )
+    rounds = await decode(decoder)
+    got = [one for round_ in rounds for one in round_.logprobs]
+    if num_logprobs is None:
+        assert got == []
+    else:
+        prefixes = [PROMPT + EXPECTED[:at] for at in range(11)]
+        assert got == [
+            hash_logprobs(prefix, token, num_logprobs)
+            for prefix, token in zip(prefixes, session.output, strict=True)
+        ]
+    assert all(len(one.logprobs) in (0, len(one.tokens)) for one in rounds)
+
+
 @pytest.mark.parametrize("max_tokens", [1, 2, 5])
 async def test_nothing_follows_the_limit(max_tokens):
     """The last round is cut at max_tokens."""
@@ -188,6 +244,27 @@ async def test_a_target_lost_at_any_moment_changes_no_token(error):
             assert sum(len(one.tokens) for one in rounds) == len(EXPECTED)
             assert not any(one.sessions for one in targets)
             assert not draft.sessions
+
+
+async def test_a_rebuilt_session_keeps_prompt_and_output_apart():
+    """With penalties, min_tokens and log-probs, wherever the target is lost."""
+    params = SamplingParams(presence_penalty=0.5, min_tokens=20)
+    stop = plain_decode(PROMPT, MAX_TOKENS, params)[15]
+    expected = plain_decode(PROMPT, MAX_TOKENS, params, [stop])
+    for at in range(await _moments(("target.",))):
+        faults = Faults(at, ("target.",), UnavailableError)
+        targets = [FakeTarget(faults), FakeTarget(faults)]
+        decoder, session = make_decoder(
+            FakeWorkers(targets, FakeDraft(0.8, faults)),
+            sampling=params,
+            stop_tokens=frozenset([stop]),
+            num_logprobs=1,
+        )
+        rounds = await decode(decoder)
+        assert session.output == expected[: len(session.output)], f"fault at {at}"
+        assert len(session.output) >= 20
+        got = [one.token_id for round_ in rounds for one in round_.logprobs]
+        assert got == session.output
 
 
 async def test_a_draft_comes_back_from_the_targets_features():

@@ -23,6 +23,7 @@ from arborist.core.errors import (
     UnavailableError,
     UnknownSessionError,
 )
+from arborist.core.logprobs import TokenLogprobs
 from arborist.core.sampling import SamplingParams
 from arborist.core.stamp import Stamp
 from arborist.core.tensor import RawTensor
@@ -62,6 +63,11 @@ async def connected(
 def features(rows: int) -> RawTensor:
     """Feature rows of width 4."""
     return RawTensor("float32", (rows, 4), np.ones((rows, 4), "<f4").tobytes())
+
+
+OWN = TokenLogprobs(9, -0.5)
+TOP = TokenLogprobs(9, -0.5, ((4, -0.25),))
+STRANGE = TokenLogprobs(9, -0.5, ((64, -0.25),))
 
 
 def results(command: pb.TargetCommand, answer: object) -> list[pb.TargetResult]:
@@ -327,7 +333,42 @@ async def test_parts_of_an_answer_are_put_together():
         )
     assert reply.value.features == features(5)
     assert reply.value.root == 7
+    assert reply.value.logprobs is None
     assert (reply.queue_ms, reply.compute_ms) == (0.5, 1.5)
+
+
+@pytest.mark.parametrize("logprobs", [None, TokenLogprobs(8, -0.5), TOP], ids=str)
+async def test_a_root_with_wrong_logprobs_is_no_root(logprobs):
+    """Log-probs that were asked for must be the root's, as many as asked for."""
+
+    async def answer(command):
+        return results(command, PrefillResult(0, None, 9, logprobs))
+
+    async with connected(ScriptedTarget(answer)) as link:
+        with pytest.raises(SessionFailedError, match="log-probs"):
+            await link.prefill(
+                "s",
+                STAMP,
+                0,
+                [1],
+                last=True,
+                want_features=False,
+                num_logprobs=0,
+                traceparent="",
+                deadline_s=5.0,
+            )
+
+
+async def test_logprobs_are_passed_on():
+    """Those that were asked for; a worker that sends them unasked is not listened to."""
+
+    async def answer(command):
+        return results(command, VerifyResult((), 9, features(1), logprobs=[TOP]))
+
+    async with connected(ScriptedTarget(answer)) as link:
+        asked, unasked = await verify(link, num_logprobs=1), await verify(link)
+    assert asked.value.logprobs == [TOP]
+    assert unasked.value.logprobs == []
 
 
 async def test_a_verified_tree_comes_back_with_its_times():
@@ -357,6 +398,10 @@ async def test_a_verified_tree_comes_back_with_its_times():
         (VerifyResult((1,), 9, None), {}),
         (VerifyResult((1,), 9, features(2), [1, 2]), {"want_node_tokens": True}),
         (VerifyResult((1,), 9, features(2), [1, 2, 3, 64]), {"want_node_tokens": True}),
+        (VerifyResult((1,), 9, features(2)), {"num_logprobs": 0}),
+        (VerifyResult((1,), 9, features(2), logprobs=[OWN, OWN]), {"num_logprobs": 0}),
+        (VerifyResult((), 9, features(1), logprobs=[TOP]), {"num_logprobs": 2}),
+        (VerifyResult((), 9, features(1), logprobs=[STRANGE]), {"num_logprobs": 1}),
         (Opened(3), {}),
     ],
     ids=[
@@ -369,6 +414,10 @@ async def test_a_verified_tree_comes_back_with_its_times():
         "no features",
         "too few node tokens",
         "node token over vocabulary",
+        "no log-probs",
+        "log-probs of other tokens",
+        "too few log-probs",
+        "log-prob over vocabulary",
         "another answer",
     ],
 )

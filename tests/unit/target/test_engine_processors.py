@@ -8,7 +8,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit.target.conftest import MakeEngine
-from tests.unit.target.sessions import GREEDY, Decoder, TinyModel, draft_tree, failed, run_one
+from tests.unit.target.sessions import (
+    GREEDY,
+    Decoder,
+    TinyModel,
+    draft_tree,
+    failed,
+    run_one,
+    verified,
+)
 
 from arborist.core.engine import Prefill, TargetOpen, Verify
 from arborist.core.errors import ArboristError, InvalidArgumentError
@@ -147,7 +155,7 @@ def test_a_rebuilt_session_goes_on_as_before(
 
     run_one(other, Prefill(key, 0, log[:-1], last=False))
     while len(log) < len(prompt) + 20:
-        log.append(run_one(other, Verify(key, len(log), log[-1], [], [])).bonus)
+        log.append(verified(run_one(other, Verify(key, len(log), log[-1], [], []))).bonus)
         other.check_integrity()
 
     assert log[len(prompt) :] == truth
@@ -194,7 +202,8 @@ def test_logprobs_are_the_models_own(
     for offset, one in enumerate(decoder.logprobs):
         row = expected[len(prompt) - 1 + offset]
         token = decoder.output[offset]
-        assert (one.token_id, one.logprob) == (token, pytest.approx(float(row[token]), abs=1e-4))
+        assert one.token_id == token
+        assert one.logprob == pytest.approx(float(row[token]), abs=1e-4)
         assert [token for token, _ in one.top] == row.topk(3).indices.tolist()
         values = [value for _, value in one.top]
         assert values == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
@@ -238,12 +247,14 @@ def test_a_refused_command_is_not_counted(
 
 
 def test_a_history_out_of_step_is_found(
-    llama: TinyModel, make_engine: MakeEngine, device: str, monkeypatch: pytest.MonkeyPatch
+    llama: TinyModel, make_engine: MakeEngine, device: str
 ) -> None:
     """check_integrity compares what is counted with the KV."""
     engine: HfTargetEngine = make_engine(llama)
     decoder = Decoder(engine, llama.prompt(6, 9), sampling=ALL)
     engine.check_integrity()
-    engine._sessions[decoder.key].processors.append([1])
+    processors = engine._sessions[decoder.key].processors
+    assert processors is not None
+    processors.append([1])
     with pytest.raises(ArboristError, match="counts 10 tokens, its KV length is 9"):
         engine.check_integrity()

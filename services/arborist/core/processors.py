@@ -62,23 +62,28 @@ class LogitProcessors:
             paths: Per row the tokens behind those appended, the row's own last.
             positions: Absolute index of the token drawn at each row.
         Returns:
-            float32, shape (rows, vocab).
+            float32, shape (rows, vocab); the logits themselves when nothing applies any more.
         """
         params = self._params
+        early = self._early_rows(positions)
+        if not (params.logit_bias or params.penalized or early):
+            return logits
         scores = logits.to(torch.float32, copy=True)  # [R, V]
         # A grammar's mask comes first, here: no bias lifts a token it forbids.
         if params.logit_bias:
             add_bias(scores, params.logit_bias)
         if self._history is not None:
             penalize(scores, self._history.counts(paths), params)
-        early = [
-            row
-            for row, position in enumerate(positions)
-            if position - self._prompt_length < params.min_tokens
-        ]
-        if early and self._end_token_ids:
+        if early:
             hold_back(scores, early, self._end_token_ids)
         return scores
+
+    def _early_rows(self, positions: Sequence[int]) -> list[int]:
+        """Returns the rows at which no end token may be drawn."""
+        end = self._prompt_length + self._params.min_tokens
+        if not self._end_token_ids or min(positions) >= end:
+            return []
+        return [row for row, position in enumerate(positions) if position < end]
 
 
 def make_processors(

@@ -133,6 +133,17 @@ def test_penalties_off_leave_no_processors() -> None:
         assert make_processors(SamplingParams(**options), 4, END) is not None
 
 
+def test_min_tokens_that_are_there_cost_nothing() -> None:
+    """Past them the logits go on untouched; before them only the end tokens change."""
+    processors = LogitProcessors(SamplingParams(min_tokens=3), 4, END)
+    logits = random_logits(2, 1)
+
+    assert processors.apply(logits, [(1,), (1, 2)], [7, 8]) is logits
+    held = processors.apply(logits, [(1,), (1, 2)], [6, 7])
+    assert held[0].isinf().nonzero().flatten().tolist() == list(END)
+    assert torch.equal(held[1], logits[1])
+
+
 def test_a_bias_alone_needs_no_prompt_length() -> None:
     """Whoever counts tokens must know where the output begins; a bias counts nothing."""
     assert make_processors(SamplingParams(logit_bias=((1, 2.0),)), 0, ()) is not None

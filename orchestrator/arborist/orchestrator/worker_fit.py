@@ -27,8 +27,9 @@ def draft_misfit(
     width = target.hidden_size * (1 if layers is None else len(layers))
     if feature_width != width:
         return f"feature width is {feature_width}, the target gives {width}"
-    if layers is not None and max(layers) > target.num_layers:
-        return f"layer {max(layers)} is wanted, the target has {target.num_layers}"
+    # A layer id names the layer whose input is taken (FeatureSpec), so the last one is N - 1.
+    if layers is not None and max(layers) >= target.num_layers:
+        return f"layer {max(layers)} is wanted, the target has layers 0 to {target.num_layers - 1}"
     digests = (draft.embedding_digest, target.embedding_digest)
     if all(digests) and digests[0] != digests[1]:
         return "embedding digest differs: the draft was started with another target"

@@ -50,15 +50,16 @@ def load_target_vocabulary(path: str | Path, *, revision: str | None = None) -> 
     """
     files = ModelFiles(path, revision)
     config = files.config.get("text_config") or files.config
-    for name in ("hidden_size", "vocab_size"):
-        if not isinstance(config.get(name), int):
-            raise MismatchError(f"config.json of {files.source} has no {name}")
+    if not isinstance(config.get("hidden_size"), int):
+        raise MismatchError(f"config.json of {files.source} has no hidden_size")
     embedding = files.read(files.embedding_name())[0]
+    # A published text_config may leave out what its family's code has as a default (Gemma 3 does).
+    vocab_size = int(config.get("vocab_size") or len(embedding))
     lm_heads = [name for name in files.shards if name.endswith(LM_HEAD)]
     # Some families tie by default and say nothing: without a tensor of its own it is tied.
     tied = bool(config.get("tie_word_embeddings")) or not lm_heads
     lm_head = embedding if tied else files.read(lm_heads[0])[0]
-    shape = (config["vocab_size"], config["hidden_size"])
+    shape = (vocab_size, config["hidden_size"])
     for name, tensor in ((files.embedding_name(), embedding), (LM_HEAD, lm_head)):
         if tuple(tensor.shape) != shape:
             raise MismatchError(
@@ -67,7 +68,7 @@ def load_target_vocabulary(path: str | Path, *, revision: str | None = None) -> 
             )
     return TargetVocabulary(
         hidden_size=config["hidden_size"],
-        vocab_size=config["vocab_size"],
+        vocab_size=vocab_size,
         context_length=int(config.get("max_position_embeddings", 2048)),
         eos_token_ids=_token_ids(config.get("eos_token_id")),
         embed_tokens=embedding,

@@ -293,6 +293,23 @@ def test_the_target_gives_embedding_and_lm_head(tmp_path: Path) -> None:
     assert both.lm_head is both.embed_tokens
 
 
+def test_a_nested_config_may_leave_the_vocabulary_size_out(tmp_path: Path) -> None:
+    """Gemma 3 publishes a text_config without it: the embedding has as many rows as tokens."""
+    folder = write_target(tmp_path / "target", random_table(1))
+    path = folder / "config.json"
+    text = json.loads(path.read_text())
+    del text["vocab_size"]
+    path.write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+
+    target = load_target_vocabulary(folder)
+
+    assert (target.vocab_size, target.hidden_size) == (VOCAB, HIDDEN)
+    text["hidden_size"] = HIDDEN + 1
+    path.write_text(json.dumps({"text_config": text}))
+    with pytest.raises(MismatchError, match=r"needs \[61, 33\]"):
+        load_target_vocabulary(folder)
+
+
 def test_a_target_without_tables_is_refused(tmp_path: Path) -> None:
     """Missing or contradictory tables are named."""
     folder = write_target(tmp_path / "target", random_table(1))

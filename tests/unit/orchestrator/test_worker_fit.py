@@ -16,7 +16,7 @@ FINAL_NORM = FeatureSpec()
 def test_a_head_of_its_target_fits():
     """Equal vocabulary, width and embedding."""
     assert draft_misfit(TARGET, DRAFT, FINAL_NORM, 32) == ""
-    layers = FeatureSpec((1, 4, 8))
+    layers = FeatureSpec((0, 4, 7))
     assert draft_misfit(TARGET, DRAFT, layers, 96) == ""
 
 
@@ -39,7 +39,7 @@ def test_a_language_model_draft_needs_the_vocabulary_only():
         ({"vocab_size": 99}, None, 0, "vocab_size"),
         ({}, FINAL_NORM, 31, "width"),
         ({}, FeatureSpec((1, 2)), 32, "width"),
-        ({}, FeatureSpec((1, 9)), 64, "layer 9"),
+        ({}, FeatureSpec((1, 8)), 64, "layer 8 is wanted, the target has layers 0 to 7"),
         ({"embedding_digest": "e2"}, FINAL_NORM, 32, "embedding"),
     ],
 )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from arborist.cli.dtype_names import DTYPE_NAMES
+from arborist.cli.servable_draft import with_servable_draft
 from arborist.client.call import DEFAULT_ADDRESS
 from arborist.client.client import Client
 from arborist.client.completion import Completion, RoundEvent
@@ -116,7 +118,7 @@ def generate(
     draft: Annotated[
         str | None,
         typer.Option(
-            help="EAGLE head: folder or hub name; unset = the embedded pair.",
+            help="EAGLE head of any format: folder or hub name; unset = the embedded pair.",
             rich_help_panel=_LOCAL,
         ),
     ] = None,
@@ -252,6 +254,8 @@ def _load(
     from arborist.cli.local import LocalModel
 
     wanted = settings.speculation.enabled if drafting.enabled is None else drafting.enabled
+    if wanted:
+        settings = with_servable_draft(settings, say=partial(typer.echo, err=True))
     return LocalModel.load(settings, speculation=wanted)
 
 

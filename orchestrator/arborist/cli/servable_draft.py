@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,17 @@ HEADS = "heads"
 _log = logging.getLogger(__name__)
 
 
-def with_servable_draft(settings: ArboristConfig) -> ArboristConfig:
+def with_servable_draft(
+    settings: ArboristConfig, *, say: Callable[[str], object] | None = None
+) -> ArboristConfig:
     """Returns the configuration with a draft that workers can read.
 
     A head of another format is converted once into the cache; a hub name is pinned to the commit
-    that was found. One log line says so.
+    that was found. One line says so.
 
     Args:
         settings: As given.
+        say: Takes the line; None = it is logged.
     Raises:
         ArboristError: There is no such head or target, or the head cannot be converted.
     """
@@ -47,7 +51,9 @@ def with_servable_draft(settings: ArboristConfig) -> ArboristConfig:
     head = HeadCache(cache_directory() / HEADS, convert).servable(
         source, target, revision=draft.revision, target_revision=draft.target_revision
     )
-    if head.line:
+    if head.line and say is not None:
+        say(head.line)
+    elif head.line:
         _log.info("%s", head.line)
     changes = {"model": head.model, "revision": head.revision, "name": draft.served_name()}
     return settings.model_copy(update={"draft": draft.model_copy(update=changes)})

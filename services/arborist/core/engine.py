@@ -84,12 +84,14 @@ class PrefillResult:
             to the controller.
         root: The target's token after the prompt, only for the last chunk.
         logprobs: The root's; None when not wanted.
+        margin: Gap between its two best perturbed logits; 0 for the other chunks.
     """
 
     begin: int
     features: Tensor | None
     root: int | None
     logprobs: TokenLogprobs | None = None
+    margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

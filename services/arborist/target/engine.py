@@ -290,10 +290,10 @@ class HfTargetEngine:
     ) -> PrefillResult:
         if not bool(packed.hidden[plan.rows].isfinite().all()):
             raise SessionFailedError(f"hidden states of session {work.session[1]} are not finite")
-        root, logprobs = None, list[TokenLogprobs]()
+        root, margin, logprobs = None, 0.0, list[TokenLogprobs]()
         if work.last:
             position = work.begin + len(work.tokens)
-            (root,), _ = _draw(plan, logits, [position])
+            (root,), (margin,) = _draw(plan, logits, [position])
             logprobs = _logprobs(logits, [root], work.num_logprobs)
         features = _features(plan, packed, list(range(len(work.tokens))))
         self._pool.compact(work.session, range(len(work.tokens)), features)
@@ -304,6 +304,7 @@ class HfTargetEngine:
             features if work.want_features else None,
             root,
             logprobs[0] if logprobs else None,
+            margin,
         )
 
     def _settle_verify(

@@ -93,13 +93,14 @@ def test_figures_of_a_mode() -> None:
     fast = Output([1, 2, 3, 4, 5], 1.0, [round_of(2), round_of(0)])
     plain = [Output([1, 2, 3, 4, 6], 4.0)]
 
-    figures = mode_figures([[slow], [fast]], plain, lambda ids: "ab" * len(ids))
+    figures = mode_figures([[slow], [fast]], plain, lambda ids: "ab" * len(ids), {})
 
     assert figures["tokens_per_s"] == 3.0
     assert figures["tau"] == 2.0
     assert figures["bytes_per_round"] == 4.0
     assert figures["draft_tokens_per_round"] == 4.0
     assert figures["draft_calls_per_round"] == 1.0
+    assert figures["draft_forwards_per_round"] == 2.0
     assert figures["outputs_equal_to_plain"] == 0
     assert figures["flips_per_1000_tokens"] == 200.0
     assert figures["round_ms"] == {

@@ -1,6 +1,7 @@
-"""`serve --draft` and `serve-draft --model` take heads of every format."""
+"""Every command that takes a head takes one of every format."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from tests.unit.draft.published_heads import FORMATS, Target
 
-from arborist.cli import servable_draft, serve, workers
+from arborist.cli import generate, servable_draft, serve, workers
 from arborist.cli.main import main
 from arborist.cli.servable_draft import convert_elsewhere, with_servable_draft
 from arborist.common.cache_config import cache_directory
@@ -146,3 +147,46 @@ def test_serve_draft_serves_the_converted_head(monkeypatch: pytest.MonkeyPatch) 
             main([command])
 
     assert served == ["converted", None]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", "--local", "--prompt-ids", "1,2"),
+        ("trace", "--prompt-ids", "1,2"),
+        ("bench", "--prompts", "questions.jsonl"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_decodes_in_this_process_takes_every_head_too(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The head goes through the same cache as a served one, and one line says what was done."""
+    seen: list[ArboristConfig] = []
+
+    def convert(settings: ArboristConfig, *, say: Callable[[str], object]) -> ArboristConfig:
+        seen.append(settings)
+        say("head some/head: converted into a folder")
+        raise MismatchError("enough")
+
+    monkeypatch.setattr(servable_draft, "with_servable_draft", convert)
+    monkeypatch.setattr(generate, "with_servable_draft", convert)
+
+    with pytest.raises(SystemExit):
+        main([*command, "--target", "some/target", "--draft", "some/head"])
+
+    assert [(one.target.model, one.draft.model) for one in seen] == [("some/target", "some/head")]
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines()[0] == "head some/head: converted into a folder"
+
+
+def test_a_head_that_is_not_used_is_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without speculation nobody asks for it."""
+    monkeypatch.setattr(generate, "with_servable_draft", lambda *_, **__: pytest.fail("asked"))
+    pair = ("--target", str(GOLDEN / "target"), "--draft", "no/such/head")
+
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", "--local", *pair, "--prompt-ids", "1", "--speculation", "off"])
+
+    assert not caught.value.code

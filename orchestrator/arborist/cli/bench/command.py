@@ -6,16 +6,21 @@ import json
 import os
 import platform
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import uvloop
 
 from arborist.cli.dtype_names import DTYPE_NAMES
 from arborist.core.errors import InvalidArgumentError
+from arborist.core.policy_settings import POLICY_NAMES
 from arborist.core.shape import TreeShape
+
+if TYPE_CHECKING:
+    from arborist.cli.bench.contest import Results
 
 SCHEMA = "arborist.bench/1"
 # The configuration's own names are understood too.
@@ -25,7 +30,11 @@ DTYPES = DTYPE_NAMES | {name: name for name in DTYPE_NAMES.values()}
 def bench(
     prompts: Annotated[Path, typer.Option(help="JSON lines with `turns`, gzip or not.")],
     modes: Annotated[
-        str, typer.Option(help="Contestants, with commas.")
+        str,
+        typer.Option(
+            help="Contestants, with commas: hf_generate, plain, monolith, frspec and every policy "
+            f"({', '.join(POLICY_NAMES)})."
+        ),
     ] = "hf_generate,plain,monolith,eagle2",
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to this file.")
@@ -63,7 +72,9 @@ def bench(
         int | None, typer.Option(min=1, help="Take this many questions, spread evenly.")
     ] = None,
     target: Annotated[str | None, typer.Option(help="Target folder; unset = embedded.")] = None,
-    draft: Annotated[str | None, typer.Option(help="Head folder; unset = embedded.")] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="Head folder, of any format; unset = embedded.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
     num_threads: Annotated[int, typer.Option(min=0, help="0 = every core.")] = 0,
     tracing: Annotated[bool, typer.Option(help="Trace every round, as in production.")] = True,
@@ -75,6 +86,7 @@ def bench(
     apply_thread_environment(num_threads)
     from arborist.cli.bench.contest import MODES, BenchSettings
     from arborist.cli.bench.questions import read_questions
+    from arborist.cli.servable_draft import with_servable_draft
     from arborist.common.config import load_config
     from arborist.common.tree_file import read_tree_file
 
@@ -97,6 +109,7 @@ def bench(
             "speculation.draft_calls": draft_calls,
         },
     )
+    config = with_servable_draft(config, say=partial(typer.echo, err=True))
     chosen_tree = config.speculation.tree_file
     default = config.speculation.shape()
     settings = BenchSettings(
@@ -122,41 +135,53 @@ def bench(
         vocabulary_size=vocabulary_size,
     )
     questions = read_questions(prompts, num_prompts)
-    report = uvloop.run(_run(settings, questions))
+    report = _measure(settings, questions)
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     _print(report)
 
 
-async def _run(settings: Any, questions: Any) -> dict[str, Any]:
-    from rich.progress import Progress
-
-    from arborist.cli.bench.contest import open_contest
+def _measure(settings: Any, questions: Any) -> dict[str, Any]:
+    from arborist.cli.bench.flips import find_flips
+    from arborist.cli.bench.margins import measure_margins
     from arborist.cli.bench.report import mode_figures, ratios, repetition_speeds
     from arborist.orchestrator.api.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(settings.target)
     if tokenizer is None:
         raise InvalidArgumentError("--target", settings.target, "a folder with a tokenizer")
+    results = uvloop.run(_contest(settings, questions, tokenizer))
+    outputs = results.outputs
+    plain = outputs["plain"][-1] if "plain" in outputs else None
+    margins = {}
+    if plain is not None:
+        flips = [flip for reps in outputs.values() for flip in find_flips(reps[-1], plain)]
+        places = [flip.place for flip in flips]
+        margins = measure_margins(settings, results.prompts, plain, places)
+    return {
+        "schema": SCHEMA,
+        "machine": _machine(),
+        "settings": _settings(settings)
+        | {"num_prompts": len(results.prompts), "num_skipped": results.num_skipped},
+        "modes": {
+            name: mode_figures(repetitions, plain, tokenizer.decode, margins)
+            for name, repetitions in outputs.items()
+        },
+        "ratios": ratios({name: repetition_speeds(reps) for name, reps in outputs.items()}),
+    }
+
+
+async def _contest(settings: Any, questions: Any, tokenizer: Any) -> Results:
+    from rich.progress import Progress
+
+    from arborist.cli.bench.contest import open_contest
+
     async with open_contest(settings, tokenizer) as contest:
         with Progress(transient=True) as progress:
             turns = sum(len(question.turns) for question in questions)
             total = turns * len(settings.modes) * settings.repetitions
             task = progress.add_task("bench", total=total)
-            results = await contest.run(questions, lambda: progress.advance(task))
-    outputs = results.outputs
-    plain = outputs["plain"][-1] if "plain" in outputs else None
-    return {
-        "schema": SCHEMA,
-        "machine": _machine(),
-        "settings": _settings(settings)
-        | {"num_prompts": results.num_prompts, "num_skipped": results.num_skipped},
-        "modes": {
-            name: mode_figures(repetitions, plain, tokenizer.decode)
-            for name, repetitions in outputs.items()
-        },
-        "ratios": ratios({name: repetition_speeds(reps) for name, reps in outputs.items()}),
-    }
+            return await contest.run(questions, lambda: progress.advance(task))
 
 
 def _settings(settings: Any) -> dict[str, Any]:
@@ -198,12 +223,14 @@ def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from arborist.cli.bench.flips import flips_line
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=190)  # In a log every column counts.
     table = Table(title=_title(report))
     columns: tuple[str, ...] = ("mode", "tokens/s", "quartiles", "tau", "bytes/round", "loops")
-    columns = (*columns, "= plain", "nodes", "draft calls")
+    columns = (*columns, "= plain", "nodes", "draft calls", "forwards")
     for column in (*columns, "draft ms", "verify ms", "transport ms", "controller ms", "round ms"):
         table.add_column(column, justify="right", no_wrap=column == "mode")
     for name, row in report["modes"].items():
@@ -219,6 +246,7 @@ def _print(report: dict[str, Any]) -> None:
             "" if equal is None else f"{equal}/{row['prompts']}",
             _text(row["draft_tokens_per_round"]),
             _text(row["draft_calls_per_round"]),
+            _text(row["draft_forwards_per_round"]),
             *(
                 _text(times.get(key))
                 for key in ("draft_compute", "verify_compute", "transport", "controller", "total")
@@ -227,6 +255,9 @@ def _print(report: dict[str, Any]) -> None:
     console.print(table)
     for name, value in report["ratios"].items():
         console.print(f"{name} = {value:.3f}")
+    for name, row in report["modes"].items():
+        if "flips" in row and (line := flips_line(name, row)):
+            console.print(line)
 
 
 def _title(report: dict[str, Any]) -> str:

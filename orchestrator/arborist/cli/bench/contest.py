@@ -10,28 +10,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from arborist.cli.bench.draft_kinds import FRSPEC, draft_kind, policy_of
 from arborist.cli.bench.modes import DecoderMode, HfGenerateMode, Mode
 from arborist.cli.bench.output import Output
 from arborist.cli.bench.questions import Question
-from arborist.cli.worker_process import WorkerProcess
+from arborist.cli.bench.workers import BenchWorkers
 from arborist.common.config import TelemetryConfig
 from arborist.common.startup_objects import freeze_startup_objects
 from arborist.common.telemetry import SpanRecorder, build_span_recorder
-from arborist.core.errors import InvalidArgumentError, UnavailableError
+from arborist.core.errors import InvalidArgumentError
 from arborist.core.policies import Policy, policy_by_name
 from arborist.core.policy_settings import DEFAULT_MIN_FRONTIER_LOGPROB, POLICY_NAMES, DraftCalls
 from arborist.core.shape import TreeShape
 from arborist.core.tree_paths import TreePaths
 from arborist.orchestrator.api.incoming import ChatTurn
 from arborist.orchestrator.api.tokenizer import Tokenizer
-from arborist.orchestrator.directory import FixedDirectory
-from arborist.orchestrator.links import WorkerPool
 from arborist.orchestrator.local_links import FixedWorkers, LocalDraftLink, LocalTargetLink
-from arborist.orchestrator.worker_pool import GrpcWorkerPool, SessionWorkers
 
-MODES = ("hf_generate", "plain", "monolith", *POLICY_NAMES)
-_START_S = 120.0
-_STOP_S = 10.0
+MODES = ("hf_generate", "plain", "monolith", *POLICY_NAMES, FRSPEC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +51,7 @@ class BenchSettings:
         tree_paths: Nodes of eagle1_static; None = EAGLE-1's own.
         min_frontier_logprob: Where dynamic_depth stops.
         draft_calls: A command to the draft per level, or one per tree; in process always levels.
-        vocabulary_file: Ids the head drafts, most frequent first; None = all.
+        vocabulary_file: Ids that frspec drafts, most frequent first; the other modes draft all.
         vocabulary_size: So many of them; None = all.
     """
 
@@ -77,6 +73,23 @@ class BenchSettings:
     vocabulary_file: Path | None = None
     vocabulary_size: int | None = None
 
+    def __post_init__(self) -> None:
+        """Checks what modes and vocabulary ask of each other.
+
+        Raises:
+            InvalidArgumentError: One is given without the other.
+        """
+        if FRSPEC in self.modes and self.vocabulary_file is None:
+            raise InvalidArgumentError("--vocabulary-file", "unset", f"set for mode {FRSPEC}")
+        if self.vocabulary_file is not None and FRSPEC not in self.modes:
+            raise InvalidArgumentError(
+                "--vocabulary-file", self.vocabulary_file.name, f"unset without mode {FRSPEC}"
+            )
+        if self.vocabulary_size is not None and self.vocabulary_file is None:
+            raise InvalidArgumentError(
+                "--vocabulary-size", self.vocabulary_size, "unset without --vocabulary-file"
+            )
+
     def policy(self, mode: str) -> Policy | None:
         """Returns the policy of a mode that runs the decode loop; None for plain decoding.
 
@@ -86,7 +99,7 @@ class BenchSettings:
         if mode == "plain":
             return None
         return policy_by_name(
-            "eagle2" if mode == "monolith" else mode,
+            policy_of(mode),
             self.shape,
             paths=self.tree_paths,
             min_frontier_logprob=self.min_frontier_logprob,
@@ -95,10 +108,16 @@ class BenchSettings:
 
 @dataclass(slots=True)
 class Results:
-    """Outputs by mode, repetition and prompt."""
+    """What a contest gave.
+
+    Attributes:
+        outputs: By mode, repetition and prompt.
+        prompts: Token ids of every prompt that was decoded.
+        num_skipped: Prompts that did not fit the context.
+    """
 
     outputs: dict[str, list[list[Output]]] = field(default_factory=dict)
-    num_prompts: int = 0
+    prompts: list[list[int]] = field(default_factory=list)
     num_skipped: int = 0
 
 
@@ -126,22 +145,21 @@ class Contest:
             All outputs; prompts that do not fit the context are skipped and counted.
         """
         results = Results(outputs={mode.name: [] for mode in self._modes})
-        prompts = await self._first_repetition(questions, results, progress)
-        if not prompts:
+        await self._first_repetition(questions, results, progress)
+        if not results.prompts:
             raise InvalidArgumentError("--prompts", "no prompt", "one that fits the context")
         for _ in range(self._settings.repetitions - 1):
             for mode in self._modes:
                 results.outputs[mode.name].append([])
-            for prompt in prompts:
+            for prompt in results.prompts:
                 await self._decode(prompt, results, progress)
         return results
 
     async def _first_repetition(
         self, questions: Sequence[Question], results: Results, progress: Any
-    ) -> list[list[int]]:
+    ) -> None:
         for mode in self._modes:
             results.outputs[mode.name].append([])
-        prompts: list[list[int]] = []
         for question in questions:
             turns: list[ChatTurn] = []
             for text in question.turns:
@@ -150,13 +168,11 @@ class Contest:
                 if len(prompt) + self._settings.max_tokens > self._context:
                     results.num_skipped += 1
                     break
-                if not prompts:
+                if not results.prompts:
                     await self._warm_up(prompt)
-                prompts.append(prompt)
+                results.prompts.append(prompt)
                 answer = await self._decode(prompt, results, progress)
                 turns.append(ChatTurn("assistant", self._tokenizer.decode(answer.token_ids)))
-        results.num_prompts = len(prompts)
-        return prompts
 
     async def _warm_up(self, prompt: list[int]) -> None:
         for mode in self._modes:
@@ -192,68 +208,29 @@ async def open_contest(settings: BenchSettings, tokenizer: Tokenizer) -> AsyncIt
         if settings.tracing:
             recorder = build_span_recorder(TelemetryConfig(trace_file=trace_file), "controller")
             stack.callback(recorder.shutdown)
-        from arborist.cli.bench.models import load_hf, load_local, model_facts
+        from arborist.cli.bench.models import (
+            load_hf,
+            load_local_draft,
+            load_local_target,
+            model_facts,
+        )
 
         facts = model_facts(settings.target)
         modes: list[Mode] = []
-        remote: WorkerPool | None = None
+        remote = BenchWorkers(settings, trace_file, stack)
         for name in settings.modes:
             make = partial(DecoderMode, name, eos_token_ids=facts.eos_token_ids, recorder=recorder)
             if name == "hf_generate":
                 modes.append(HfGenerateMode(load_hf(settings), facts.eos_token_ids))
             elif name == "monolith":
-                target, draft = load_local(settings)
-                local = FixedWorkers(LocalTargetLink(target), LocalDraftLink(draft))
+                local = FixedWorkers(
+                    LocalTargetLink(load_local_target(settings, settings.dtype)),
+                    LocalDraftLink(load_local_draft(settings)),
+                )
                 modes.append(make(workers=local, policy=settings.policy(name)))
             else:
-                remote = remote or await _start_workers(settings, trace_file, stack)
+                workers = await remote.pool(draft_kind(name))
                 policy, calls = settings.policy(name), settings.draft_calls
-                modes.append(make(workers=remote, policy=policy, draft_calls=calls))
+                modes.append(make(workers=workers, policy=policy, draft_calls=calls))
         freeze_startup_objects()
         yield Contest(settings, modes, tokenizer, facts.context_length)
-
-
-async def _start_workers(
-    settings: BenchSettings, trace_file: Path | None, stack: AsyncExitStack
-) -> WorkerPool:
-    """Starts a target and a draft worker as processes and connects to them."""
-    common = [
-        f"--device={settings.device}",
-        f"--dtype={settings.dtype}",
-        f"--kv-capacity-tokens={settings.kv_capacity_tokens}",
-        "--host=127.0.0.1",
-        "--port=0",
-        "--metrics-port=-1",
-    ]
-    if settings.num_threads:  # Otherwise as every deployment has it.
-        common.append(f"--num-threads={settings.num_threads}")
-    roles = {
-        "target": ["serve-target", f"--model={settings.target}"],
-        "draft": [
-            "serve-draft",
-            f"--model={settings.draft}",
-            f"--target-model={settings.target}",
-        ],
-    }
-    if settings.vocabulary_file is not None:
-        roles["draft"].append(f"--vocabulary-file={settings.vocabulary_file}")
-        if settings.vocabulary_size is not None:
-            roles["draft"].append(f"--vocabulary-size={settings.vocabulary_size}")
-    addresses: dict[str, str] = {}
-    for role, arguments in roles.items():
-        spans = []
-        if settings.tracing and trace_file is not None:
-            spans = [f"--trace-file={trace_file.with_suffix(f'.{role}.jsonl')}"]
-        worker = WorkerProcess([*arguments, *common, *spans])
-        stack.push_async_callback(worker.stop, _STOP_S)
-        addresses[role] = await worker.start(_START_S)
-    pool = GrpcWorkerPool(
-        FixedDirectory([addresses["target"]], [addresses["draft"]]), "arborist-bench"
-    )
-    stack.push_async_callback(pool.aclose)
-    await pool.start()
-    ready = await pool.wait_until(lambda: bool(pool.targets and pool.drafts), _START_S)
-    if not ready:
-        raise UnavailableError("the workers could not be reached")
-    pool.check_fit()
-    return SessionWorkers(pool, pool.targets[0].info.name, _START_S)

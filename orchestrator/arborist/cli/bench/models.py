@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from arborist.common.vocabulary_file import read_vocabulary_file
 from arborist.core.engine import DraftEngine, TargetEngine
 from arborist.core.errors import UnavailableError
 
@@ -58,27 +57,31 @@ def load_hf(settings: BenchSettings) -> PreTrainedModel:
     return model.to(settings.device).eval()
 
 
-def load_local(settings: BenchSettings) -> tuple[TargetEngine, DraftEngine]:
-    """Loads both engines into this process."""
-    from arborist.draft.engine import load_draft
+def load_local_target(settings: BenchSettings, dtype: str) -> TargetEngine:
+    """Loads the target into this process.
+
+    Args:
+        settings: Which one, and where.
+        dtype: float32, bfloat16 or float16.
+    """
     from arborist.target.engine import load_target
 
-    capacity = settings.kv_capacity_tokens
-    target = load_target(
+    return load_target(
         settings.target,
         device=settings.device,
-        dtype=settings.dtype,
-        kv_capacity_tokens=capacity,
+        dtype=dtype,
+        kv_capacity_tokens=settings.kv_capacity_tokens,
     )
-    ids = None
-    if settings.vocabulary_file is not None:
-        ids = read_vocabulary_file(settings.vocabulary_file, settings.vocabulary_size)
-    draft = load_draft(
+
+
+def load_local_draft(settings: BenchSettings) -> DraftEngine:
+    """Loads the head into this process."""
+    from arborist.draft.engine import load_draft
+
+    return load_draft(
         settings.draft,
         settings.target,
         device=settings.device,
         dtype=settings.dtype,
-        kv_capacity_tokens=capacity,
-        token_ids=ids,
+        kv_capacity_tokens=settings.kv_capacity_tokens,
     )
-    return target, draft

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median, quantiles
 from typing import Any
 
-from arborist.cli.bench.output import Output, first_difference
+from arborist.cli.bench.flips import Margin, Place, flip_figures
+from arborist.cli.bench.output import Output
 from arborist.orchestrator.round import Round
 
 Json = dict[str, Any]
@@ -16,7 +17,9 @@ _ACCEPTANCE = (
     "bytes_per_round",
     "draft_tokens_per_round",
     "draft_calls_per_round",
+    "draft_forwards_per_round",
 )
+_DRAFT_PHASES = ("draft.extend", "draft.expand")
 RATIOS = (
     ("eagle2", "hf_generate"),
     ("eagle2", "plain"),
@@ -31,6 +34,7 @@ def mode_figures(
     repetitions: Sequence[Sequence[Output]],
     plain: Sequence[Output] | None,
     decode_text: Callable[[list[int]], str],
+    margins: Mapping[Place, Margin],
 ) -> Json:
     """Returns the figures of one mode.
 
@@ -38,6 +42,7 @@ def mode_figures(
         repetitions: Outputs by repetition and prompt; every repetition has the same prompts.
         plain: Outputs of the mode to compare with, by prompt; None = not run.
         decode_text: Makes text of tokens, for bytes per round.
+        margins: How close the target's choice was where outputs differ from `plain`.
     Returns:
         Throughput over all prompts as the median of repetitions, quartiles, and what the last
         repetition's outputs say of acceptance, loops and equality.
@@ -54,7 +59,7 @@ def mode_figures(
     figures |= _acceptance(outputs, decode_text)
     figures |= _round_times(repetitions)
     if plain is not None:
-        figures |= _equality(outputs, plain)
+        figures |= flip_figures(outputs, plain, margins)
     return figures
 
 
@@ -111,6 +116,9 @@ def _acceptance(outputs: Sequence[Output], decode_text: Callable[[list[int]], st
         "draft_calls_per_round": round(
             sum(_draft_calls(one) for output in outputs for one in output.rounds) / rounds, 2
         ),
+        "draft_forwards_per_round": round(
+            sum(_draft_forwards(one) for output in outputs for one in output.rounds) / rounds, 2
+        ),
         "rounds_without_draft": sum(
             not one.speculated for output in outputs for one in output.rounds
         ),
@@ -118,10 +126,13 @@ def _acceptance(outputs: Sequence[Output], decode_text: Callable[[list[int]], st
 
 
 def _draft_calls(round_: Round) -> int:
-    return sum(
-        phase.name in ("draft.extend", "draft.expand") and not phase.same_call
-        for phase in round_.phases
-    )
+    """Returns the commands that went to the draft."""
+    return sum(phase.name in _DRAFT_PHASES and not phase.same_call for phase in round_.phases)
+
+
+def _draft_forwards(round_: Round) -> int:
+    """Returns the levels it computed; one command may ask for several."""
+    return sum(phase.name in _DRAFT_PHASES for phase in round_.phases)
 
 
 def _tau(outputs: Sequence[Output]) -> float | None:
@@ -142,21 +153,4 @@ def _round_times(repetitions: Sequence[Sequence[Output]]) -> Json:
             "controller": round(sum(t.controller_ms for t in times) / count, 3),
             "total": round(sum(t.total_ms for t in times) / count, 3),
         }
-    }
-
-
-def _equality(outputs: Sequence[Output], plain: Sequence[Output]) -> Json:
-    differences = [
-        first_difference(output.token_ids, reference.token_ids)
-        for output, reference in zip(outputs, plain, strict=True)
-    ]
-    flips = sum(at is not None for at in differences)
-    # After its first flip an output continues another text, so only tokens up to it count.
-    compared = sum(
-        len(reference.token_ids) if at is None else at + 1
-        for at, reference in zip(differences, plain, strict=True)
-    )
-    return {
-        "outputs_equal_to_plain": len(outputs) - flips,
-        "flips_per_1000_tokens": round(1000 * flips / compared, 3) if compared else 0.0,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +67,7 @@ def trace(
     draft: Annotated[
         str | None,
         typer.Option(
-            help="EAGLE head: folder or hub name; unset = the embedded pair.",
+            help="EAGLE head of any format: folder or hub name; unset = the embedded pair.",
             rich_help_panel=_MODELS,
         ),
     ] = None,
@@ -155,6 +156,7 @@ def _run(
     drawing: Path | None,
 ) -> None:
     from arborist.cli.local import LocalModel
+    from arborist.cli.servable_draft import with_servable_draft
     from arborist.cli.trace.drawn_files import DrawnFiles
     from arborist.cli.trace.token_labels import TokenLabels
     from arborist.cli.trace.trace_output import TraceOutput
@@ -163,6 +165,7 @@ def _run(
     # Both are opened before the models are loaded, which may take minutes.
     with TraceOutput(out) as output:
         files = DrawnFiles(place) if place is not None else None
+        settings = with_servable_draft(settings, say=partial(typer.echo, err=True))
         model = LocalModel.load(settings, want_node_tokens=True)
         drawn = _trace_all(model, prompts, options, output, keep=files is not None)
     if files is not None:

@@ -26,8 +26,8 @@ DraftCalls = Literal["level", "tree"]
 """How a controller drafts: a command per level, or one for the whole tree."""
 DRAFT_CALLS: tuple[DraftCalls, ...] = get_args(DraftCalls)
 DEFAULT_MIN_FRONTIER_LOGPROB = -0.5
-"""Where dynamic_depth stops: the cheapest on the embedded pair for every tree measured
-(docs/policies.md); its paper took -0.3, which stops sooner."""
+"""Where dynamic_depth stops: on the embedded pair the best of those that keep a second level, for
+every tree measured (docs/policies.md); its paper took -0.3, which stops sooner."""
 LOWEST_FRONTIER_LOGPROB = -100.0
 """Lowest threshold taken: no real frontier is that unlikely."""
 _MAX_ECHO_LENGTH = 64

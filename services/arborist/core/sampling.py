@@ -179,8 +179,8 @@ def draw_tokens(
         positions: Absolute index of the token drawn at each row.
         params: Sampling parameters of the session.
     Returns:
-        Token ids, and per row the gap between the two best perturbed logits: a gap under 1e-4
-        in fp32 is a numeric tie (DESIGN §2).
+        Token ids, the smallest of equally good ones, and per row the gap between the two best
+        perturbed logits: a gap under 1e-4 in fp32 is a numeric tie (DESIGN §2).
     Raises:
         ValueError: A row holds NaN or no finite logit.
     """
@@ -193,11 +193,15 @@ def draw_tokens(
         row_of = {position: row for row, position in enumerate(distinct)}
         scores = scores + noise[[row_of[position] for position in positions]]  # [R, V]
     best = scores.topk(2, dim=-1)  # [R, 2]
-    values, indices = best.values.tolist(), best.indices.tolist()
-    for high, _ in values:
+    values, tokens = best.values.tolist(), best.indices[:, 0].tolist()
+    for row, (high, low) in enumerate(values):
         if not math.isfinite(high):
             raise ValueError("logits are not finite")
-    return [row[0] for row in indices], [high - low for high, low in values]
+        if high == low:
+            # Half precision often gives equal logits. topk names any of them, argmax the first, as
+            # transformers' `generate` does: the choice must not depend on how many rows there are.
+            tokens[row] = int(scores[row].argmax())
+    return tokens, [high - low for high, low in values]
 
 
 def choice_seed(seed: int, choice: int) -> int:

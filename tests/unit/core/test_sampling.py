@@ -233,3 +233,20 @@ def test_parameters_outside_their_range_are_refused(field: str, value: float) ->
     with pytest.raises(InvalidArgumentError, match=f"^{field} = ") as caught:
         SamplingParams(**fields)
     assert caught.value.metadata["value"] == str(value)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_of_equal_logits_the_smallest_id_is_drawn(dtype: torch.dtype, device: str) -> None:
+    """As `argmax` and transformers' `generate` choose, however many rows are drawn at once."""
+    logits = random_logits(16, 4096, 5).to(dtype)
+    pairs = [(7 * row, 4095 - 11 * row) for row in range(16)]
+    for row, pair in enumerate(pairs):
+        logits[row, list(pair)] = 100.0
+    logits = logits.to(device)
+
+    tokens, margins = draw_tokens(logits, list(range(16)), SamplingParams())
+
+    assert tokens == [first for first, _ in pairs]
+    assert margins == [0.0] * 16
+    assert draw_tokens(logits[3:4], [3], SamplingParams())[0] == tokens[3:4]

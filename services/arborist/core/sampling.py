@@ -175,7 +175,8 @@ def draw_tokens(
     """Returns the target's token at every node.
 
     Args:
-        logits: float, shape (rows, vocab); raw logits after each node.
+        logits: float, shape (rows, vocab); logits after each node, through `LogitProcessors` where
+            a session has some.
         positions: Absolute index of the token drawn at each row.
         params: Sampling parameters of the session.
     Returns:

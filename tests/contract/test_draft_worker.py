@@ -406,6 +406,9 @@ INVALID = {
     ),
     "open at epoch 0": message(open=pb.DraftOpen(max_length=9)),
     "open without length": message(open=pb.DraftOpen(epoch=2)),
+    "open with noise too hot": message(
+        open=pb.DraftOpen(epoch=2, max_length=9, noise_seed=1, noise_temperature=101)
+    ),
 }
 
 
@@ -456,11 +459,12 @@ async def test_reserved_parts_are_unimplemented(reserved: pb.DraftCommand) -> No
         assert type((await stream.ask(reserved))[0]) is UnimplementedError
 
 
-async def test_a_noise_seed_is_taken() -> None:
-    """The seed is reserved: it changes nothing today."""
+async def test_the_targets_noise_is_taken() -> None:
+    """Seed and temperature open a session like any other."""
+    noise = {"noise_seed": 7, "noise_temperature": 0.8}
     async with served_draft() as served:
         stream = await served.stream()
-        opened = await stream.ask(message(open=pb.DraftOpen(epoch=1, max_length=9, noise_seed=7)))
+        opened = await stream.ask(message(open=pb.DraftOpen(epoch=1, max_length=9, **noise)))
 
         assert isinstance(opened[0], Opened)
 

@@ -75,6 +75,7 @@ class LocalModel:
         self._limits = DecodeLimits(
             prefill_chunk_tokens=config.controller.prefill_chunk_tokens,
             want_node_tokens=want_node_tokens,
+            noise_aware=config.speculation.noise_aware,
         )
         self._deadlines = Deadlines(DeadlinePolicy())
         self._clock = SystemClock()

@@ -95,6 +95,7 @@ class Controller:
         self._limits = DecodeLimits(
             prefill_chunk_tokens=config.controller.prefill_chunk_tokens,
             draft_calls=config.speculation.draft_calls,
+            noise_aware=config.speculation.noise_aware,
         )
         self._status = StatusLine(self._clock.now_ns() / 1e9)
         self._generations: set[RunningGeneration] = set()

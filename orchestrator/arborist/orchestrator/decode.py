@@ -24,6 +24,7 @@ from arborist.core.errors import (
     UnknownSessionError,
 )
 from arborist.core.ngram import LOOKUP_WINDOW_TOKENS, NgramPolicy
+from arborist.core.noise_aim import NoiseAim
 from arborist.core.policies import Policy
 from arborist.core.policy import TreePolicy
 from arborist.core.policy_settings import DraftCalls
@@ -63,6 +64,7 @@ class DecodeLimits:
             with every failure.
         want_node_tokens: Ask for the target's token at every node (for `arborist trace`).
         draft_calls: "tree" = one trip to the draft a round, where the policy allows it.
+        noise_aware: Tell the draft the target's noise, so that it aims at what will be drawn.
     """
 
     prefill_chunk_tokens: int = 512
@@ -71,6 +73,7 @@ class DecodeLimits:
     draft_retry_rounds: int = 8
     want_node_tokens: bool = False
     draft_calls: DraftCalls = "level"
+    noise_aware: bool = True
 
 
 class Decoder:
@@ -524,10 +527,12 @@ class Decoder:
         self._opening = asyncio.ensure_future(self._open_draft(draft))
 
     async def _open_draft(self, draft: DraftLink) -> bool:
-        request = DraftOpen(self._session.max_length, self._session.sampling.seed)
         try:
             await draft.open(
-                self._session.session_id, self._draft_epoch, request, self._deadlines.draft_open_s
+                self._session.session_id,
+                self._draft_epoch,
+                DraftOpen(self._session.max_length, self._noise_aim()),
+                self._deadlines.draft_open_s,
             )
         except ArboristError:
             return False
@@ -542,6 +547,13 @@ class Decoder:
         parts, self._unsent = self._unsent, []
         await self._append(parts, timer)
         return self._draft is not None
+
+    def _noise_aim(self) -> NoiseAim | None:
+        """Returns what the draft is told of the target's noise: nothing when there is none."""
+        sampling = self._session.sampling
+        if sampling.greedy or not self._limits.noise_aware:
+            return None
+        return NoiseAim(sampling.seed, sampling.temperature)
 
     async def _regain_draft(self, index: int, timer: PhaseTimer) -> bool:
         """Now and then tries to get a draft back, rebuilt from the target's feature store."""

@@ -211,6 +211,11 @@ class SpeculationConfig(Section):
         description="tree = one trip to the draft a round, with policies that it can follow by "
         "itself; level = a command per level.",
     )
+    noise_aware: bool = Field(
+        default=True,
+        description="Tell the draft the noise that the target samples with, so that it drafts what "
+        "will be drawn; temperature 0 has none.",
+    )
     depth: int = Field(
         default=_SHAPE.depth, ge=1, le=MAX_DEPTH, description="Levels below the root."
     )

@@ -34,6 +34,7 @@ from arborist.core.engine import (
     SessionKey,
 )
 from arborist.core.errors import ArboristError, InvalidArgumentError
+from arborist.core.noise_aim import NoiseAim
 from arborist.core.pool import Pool
 from arborist.core.pool_policies import check_pool_policy
 from arborist.core.shape import MAX_DEPTH, MAX_TOP_K
@@ -55,7 +56,10 @@ def open_command(
         session_id=session_id,
         traceparent=traceparent,
         open=pb.DraftOpen(
-            epoch=epoch, noise_seed=request.noise_seed, max_length=request.max_length
+            epoch=epoch,
+            noise_seed=None if request.aim is None else request.aim.seed,
+            noise_temperature=None if request.aim is None else request.aim.temperature,
+            max_length=request.max_length,
         ),
     )
 
@@ -300,8 +304,10 @@ def _open(message: pb.DraftOpen) -> OpenSession[DraftOpen]:
         raise InvalidArgumentError("open.epoch", message.epoch, ">= 1")
     if message.max_length < 1:
         raise InvalidArgumentError("open.max_length", message.max_length, ">= 1")
-    noise_seed = message.noise_seed if message.HasField("noise_seed") else None
-    return OpenSession(message.epoch, DraftOpen(message.max_length, noise_seed))
+    aim = None
+    if message.HasField("noise_seed") and message.noise_temperature != 0:
+        aim = NoiseAim(message.noise_seed, message.noise_temperature)
+    return OpenSession(message.epoch, DraftOpen(message.max_length, aim))
 
 
 def _top_k(field: str, value: int) -> int:

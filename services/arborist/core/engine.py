@@ -11,6 +11,7 @@ from torch import Tensor
 from arborist.core.errors import ArboristError
 from arborist.core.features import FeatureSpec
 from arborist.core.logprobs import TokenLogprobs
+from arborist.core.noise_aim import NoiseAim
 from arborist.core.pool import Pool
 from arborist.core.sampling import SamplingParams
 from arborist.core.tree import Level
@@ -191,11 +192,12 @@ class DraftOpen:
 
     Attributes:
         max_length: Longest committed sequence in tokens.
-        noise_seed: Seed of the target's noise; reserved.
+        aim: The target's noise, to rank children by (core.noise_aim); None = rank them by the
+            draft's own probabilities alone, as for a greedy target.
     """
 
     max_length: int
-    noise_seed: int | None = None
+    aim: NoiseAim | None = None
 
 
 @dataclass(frozen=True, slots=True)

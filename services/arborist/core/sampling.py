@@ -132,13 +132,35 @@ def gumbel_noise(seed: int, position: int, vocab_size: int, device: torch.device
     return _noise_rows(seed, [position], vocab_size, device)[0]
 
 
+def token_noise(seed: int, position: int, token_ids: Tensor) -> Tensor:
+    """Returns the noise of some token ids at one position; see `gumbel_noise`.
+
+    Args:
+        seed: 64 bits, unsigned.
+        position: Absolute index of the token drawn.
+        token_ids: int64, of any shape; the target's ids.
+    Returns:
+        float64, same shape and device.
+    """
+    return _gumbel((token_ids + 1) * _GOLDEN + _position_key(seed, position))
+
+
 def _noise_rows(seed: int, positions: list[int], vocab_size: int, device: torch.device) -> Tensor:
-    keys = [_mix_int((seed + (at + 1) * (_GOLDEN & _MASK_64)) & _MASK_64) for at in positions]
-    signed = [key - (1 << 64) if key >> 63 else key for key in keys]
-    key_rows = torch.tensor(signed, dtype=torch.int64, device=device)[:, None]  # [P, 1]
+    keys = [_position_key(seed, position) for position in positions]
+    key_rows = torch.tensor(keys, dtype=torch.int64, device=device)[:, None]  # [P, 1]
     counter = torch.arange(1, vocab_size + 1, dtype=torch.int64, device=device)  # [V]
-    bits = _mix_tensor(counter * _GOLDEN + key_rows)  # [P, V]
-    uniform = (_shift_right(bits, 11).to(torch.float64) + 0.5) * 2.0**-53  # [P, V] in (0, 1)
+    return _gumbel(counter * _GOLDEN + key_rows)
+
+
+def _position_key(seed: int, position: int) -> int:
+    """Returns a position's key of the hash, as a signed 64-bit integer."""
+    key = _mix_int((seed + (position + 1) * (_GOLDEN & _MASK_64)) & _MASK_64)
+    return key - (1 << 64) if key >> 63 else key
+
+
+def _gumbel(counter: Tensor) -> Tensor:
+    bits = _mix_tensor(counter)
+    uniform = (_shift_right(bits, 11).to(torch.float64) + 0.5) * 2.0**-53  # in (0, 1)
     return uniform.log_().neg_().log_().neg_()
 
 

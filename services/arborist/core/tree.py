@@ -21,7 +21,8 @@ class Level:
     Attributes:
         tokens: int64, shape (rows, top_k); row i are the children of the i-th expanded node,
             best first, distinct inside a row.
-        logprobs: float32, shape (rows, top_k); log-probs of the raw draft softmax, <= 0.
+        logprobs: float32, shape (rows, top_k); log-probs of the draft softmax, raw or aimed at
+            the target's noise (core.noise_aim), <= 0.
     """
 
     tokens: IntArray

@@ -35,6 +35,7 @@ from arborist.core.errors import (
     UnknownSessionError,
 )
 from arborist.core.features import FeatureSpec
+from arborist.core.noise_aim import NoiseAim
 from arborist.core.shape import MAX_DEPTH, MAX_TOP_K
 from arborist.core.tree import FloatArray, IntArray, Level
 from arborist.draft.attention import Mask, PackedAttention, Span, causal_mask, no_scratch, tree_mask
@@ -74,6 +75,7 @@ class _Session:
     Attributes:
         region: Its KV: num_pairs true pairs, then the scratch of the tree.
         max_length: Most pairs.
+        aim: The target's noise; None = draft by the head's own probabilities.
         num_pairs: True pairs held.
         tree: None until an Extend has given level 1.
         extend_failed: Whether the last Extend changed nothing: `tree` is of a round before.
@@ -81,6 +83,7 @@ class _Session:
 
     region: KvRegion
     max_length: int
+    aim: NoiseAim | None = None
     num_pairs: int = 0
     tree: _Tree | None = None
     extend_failed: bool = False
@@ -128,6 +131,12 @@ class _Plan:
             return range(rows.start, rows.stop)
         return range(rows.stop - 1, rows.stop) if self.work.top_k else range(0)
 
+    @property
+    def drawn_position(self) -> int:
+        """Returns the absolute index of the token that the wanted children are guesses of."""
+        # Draft position p was fed token p + 1 (DESIGN §2.1), so what follows it is token p + 2.
+        return int(self.inputs[1, -1]) + 2
+
 
 class EagleDraftEngine:
     """An EAGLE head with its embedding and LM head: core.engine.DraftEngine.
@@ -165,6 +174,8 @@ class EagleDraftEngine:
         self._project = _projection(lm_head)
         self._num_draft_ids = lm_head.shape[0]
         self._token_ids = None if token_ids is None else token_ids.numpy(force=True)
+        known_ids = torch.arange(lm_head.shape[0]) if token_ids is None else token_ids
+        self._noise_ids = known_ids.to(lm_head.device)  # [Vd]; noise is of the target's id.
         self._feature_spec = feature_spec or FeatureSpec()
         self._info = info
         self._device = lm_head.device
@@ -216,7 +227,7 @@ class EagleDraftEngine:
         self.release(session)
         region = self._kv.reserve(request.max_length + SCRATCH_TOKENS)
         self._head.rotary.reserve(request.max_length + MAX_DEPTH)
-        self._sessions[session] = _Session(region, request.max_length)
+        self._sessions[session] = _Session(region, request.max_length, request.aim)
         return region.length
 
     def release(self, session: SessionKey) -> None:
@@ -513,7 +524,7 @@ class EagleDraftEngine:
         if len(rows) < states.shape[0]:
             states = states.index_select(0, torch.tensor(rows).to(self._device))
         logits = self._project(self._head.readout(states)).float()  # [R, Vd]
-        logprobs = F.log_softmax(logits, dim=-1)
+        logprobs = F.log_softmax(self._aimed(wanted, logits), dim=-1)
         found: dict[int, tuple[IntArray, FloatArray]] = {}
         # One top-k per width: a wider one may break ties at the cut another way.
         for top_k in sorted({plan.work.top_k for plan in wanted}):
@@ -529,6 +540,18 @@ class EagleDraftEngine:
                     found[plan.index] = tokens[begin:end], values[begin:end]
                 begin = end
         return found
+
+    def _aimed(self, plans: list[_Plan], logits: Tensor) -> Tensor:
+        """Adds the target's noise to the rows, (R, Vd), of sessions that were told of it."""
+        begin = 0
+        for plan in plans:
+            end = begin + len(plan.level_rows)
+            if plan.session.aim is not None:
+                logits[begin:end] = plan.session.aim.aimed(
+                    logits[begin:end], plan.drawn_position, self._noise_ids
+                )
+            begin = end
+        return logits
 
 
 def _advance(

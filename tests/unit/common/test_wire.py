@@ -43,6 +43,7 @@ from arborist.core.errors import (
 )
 from arborist.core.features import FeatureSpec
 from arborist.core.logprobs import TokenLogprobs
+from arborist.core.noise_aim import NoiseAim
 from arborist.core.sampling import SamplingParams
 from arborist.core.stamp import Stamp
 from arborist.core.tensor import RawTensor
@@ -516,16 +517,23 @@ def test_expand_crosses(rows: list[int], top_k: int) -> None:
     assert body == RunWork(STAMP, work, len(rows), "expand", bulk=False)
 
 
-@pytest.mark.parametrize("noise_seed", [None, 0, 2**64 - 1])
-def test_the_other_draft_commands_cross(noise_seed: int | None) -> None:
-    """Open keeps a seed of 0 apart from none; Release arrives."""
-    request = DraftOpen(512, noise_seed)
+@pytest.mark.parametrize("aim", [None, NoiseAim(0, 0.7), NoiseAim(2**64 - 1, 100.0)])
+def test_the_other_draft_commands_cross(aim: NoiseAim | None) -> None:
+    """Open keeps noise of seed 0 apart from none; Release arrives."""
+    request = DraftOpen(512, aim)
     name = SESSION[1]
 
     assert received_by_draft(draft_wire.open_command(5, name, 4, request)) == OpenSession(
         4, request
     )
     assert received_by_draft(draft_wire.release_command(5, name)) == ReleaseSession()
+
+
+def test_a_noise_seed_without_temperature_is_no_aim() -> None:
+    """A greedy target has no noise, and older controllers send the seed alone."""
+    command = draft_wire.open_command(5, SESSION[1], 4, DraftOpen(512))
+    command.open.noise_seed = 3
+    assert received_by_draft(command) == OpenSession(4, DraftOpen(512))
 
 
 def received_from_draft(answer: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,7 +103,10 @@ class NaiveNode:
 
 @dataclass
 class NaiveDraft:
-    """One session: recomputes every node's whole path from the first pair."""
+    """One session: recomputes every node's whole path from the first pair.
+
+    `added` gives what is added to the logits of every token that may come to stand at a position.
+    """
 
     head: NaiveHead
     embedding: np.ndarray
@@ -110,6 +114,7 @@ class NaiveDraft:
     tokens: list[int] = field(default_factory=list)
     features: list[np.ndarray] = field(default_factory=list)
     candidates: list[NaiveNode] = field(default_factory=list)
+    added: Callable[[int], np.ndarray] = field(default=lambda position: np.zeros(1))
 
     def extend(self, tokens: list[int], features: Tensor) -> None:
         """Appends true pairs."""
@@ -136,7 +141,9 @@ class NaiveDraft:
         while step is not None:
             path.insert(0, step.token)
             step = step.parent
-        logits = self.lm_head @ self.outputs(path)[-1]
+        # The first token of all has no pair; then come the pairs' tokens, then the path's.
+        position = 1 + len(self.tokens) + len(path)
+        logits = self.lm_head @ self.outputs(path)[-1] + self.added(position)
         logprobs = logits - logits.max()
         logprobs = logprobs - math.log(np.exp(logprobs).sum())
         order = sorted(range(len(logprobs)), key=lambda token: (-logprobs[token], token))[:top_k]

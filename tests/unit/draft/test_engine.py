@@ -35,6 +35,8 @@ from arborist.core.errors import (
     SessionFailedError,
     UnknownSessionError,
 )
+from arborist.core.noise_aim import NoiseAim
+from arborist.core.sampling import gumbel_noise
 from arborist.core.shape import MAX_DEPTH, MAX_TOP_K
 from arborist.core.tree import Level
 from arborist.draft.checkpoint import load_head, save_head
@@ -154,6 +156,30 @@ def test_trees_equal_naive_recomputation(
         engine.check_integrity()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_aimed_trees_equal_naive_recomputation(
+    seed: int, engine: EagleDraftEngine, head_path: Path, target_path: Path
+) -> None:
+    """Told of the target's noise, every level is ranked with that of its own position."""
+    aim = NoiseAim(2**63 + seed, 0.9)
+    naive = naive_draft(head_path, target_path)
+    naive.added = lambda position: (
+        0.9 * gumbel_noise(aim.seed, position, VOCAB, torch.device("cpu")).numpy()
+    )
+    engine.open(A, DraftOpen(max_length=40, aim=aim))
+    for work in works(A, random_script(seed), seed):
+        outcome = run_one(engine, work)
+        if isinstance(work, Extend):
+            assert work.features is not None
+            naive.extend(work.tokens, work.features)
+            if not work.top_k:
+                continue
+        assert isinstance(work, Extend | Expand)
+        expected = naive.level(work.rows if isinstance(work, Expand) else None, work.top_k)
+        np.testing.assert_array_equal(level_of(outcome).tokens, expected[0])
+        np.testing.assert_allclose(level_of(outcome).logprobs, expected[1], atol=5e-5, rtol=0)
+
+
 @pytest.mark.parametrize("changes", [{"num_layers": 2}, {"qkv_bias": True, "bias": False}])
 def test_other_shapes_of_head_equal_naive_recomputation(
     changes: dict, tmp_path: Path, target_path: Path
@@ -181,13 +207,15 @@ def test_a_batch_equals_its_items_alone(engine: EagleDraftEngine) -> None:
     scripts = {("controller", str(seed)): random_script(seed) for seed in range(4)}
     queues = {key: works(key, script, int(key[1])) for key, script in scripts.items()}
     alone: dict[SessionKey, list[DraftOutcome]] = {}
+    # Two of them are told of their target's noise.
+    aims = dict(zip(queues, (None, NoiseAim(3, 0.7), None, NoiseAim(4, 1.2)), strict=True))
     for key, queue in queues.items():
-        engine.open(key, DraftOpen(max_length=40))
+        engine.open(key, DraftOpen(max_length=40, aim=aims[key]))
         alone[key] = [run_one(engine, work) for work in queue]
         engine.release(key)
     together: dict[SessionKey, list[DraftOutcome]] = {key: [] for key in queues}
     for key in queues:
-        engine.open(key, DraftOpen(max_length=40))
+        engine.open(key, DraftOpen(max_length=40, aim=aims[key]))
     rng = np.random.default_rng(5)
     while open_keys := [key for key in queues if len(together[key]) < len(queues[key])]:
         chosen = [key for key in open_keys if rng.random() < 0.7]

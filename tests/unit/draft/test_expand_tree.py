@@ -25,6 +25,7 @@ from arborist.core.errors import (
     SessionFailedError,
     UnknownSessionError,
 )
+from arborist.core.noise_aim import NoiseAim
 from arborist.core.pool import Pool
 from arborist.core.pool_policies import pool_policy
 from arborist.core.tree import DraftTree, Level
@@ -87,10 +88,10 @@ def eagle3_engine() -> EagleDraftEngine:
     )
 
 
-def check_equality(engine: EagleDraftEngine) -> None:
+def check_equality(engine: EagleDraftEngine, aim: NoiseAim | None = None) -> None:
     """Several rounds, every policy, in one session and in its level-by-level twin."""
     for session in (A, B):
-        engine.open(session, DraftOpen(max_length=60))
+        engine.open(session, DraftOpen(max_length=60, aim=aim))
     begin = 0
     for name, depth, top_k in [
         ("eagle2", 6, 4),
@@ -109,6 +110,11 @@ def check_equality(engine: EagleDraftEngine) -> None:
 def test_a_pool_is_what_levels_give(engine: EagleDraftEngine) -> None:
     """An EAGLE-2 head grows by itself what the controller would have asked for."""
     check_equality(engine)
+
+
+def test_a_pool_aimed_at_the_noise_is_what_levels_give(engine: EagleDraftEngine) -> None:
+    """Every level has the noise of its own position, whoever asks for it."""
+    check_equality(engine, NoiseAim(9, 1.0))
 
 
 def test_a_pool_of_an_eagle3_head_is_what_levels_give(eagle3_engine: EagleDraftEngine) -> None:

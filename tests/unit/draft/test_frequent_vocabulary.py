@@ -10,6 +10,8 @@ import torch
 
 from arborist.core.engine import DraftOpen, Extend
 from arborist.core.errors import InvalidArgumentError
+from arborist.core.noise_aim import NoiseAim
+from arborist.core.sampling import token_noise
 from arborist.core.tree import Level
 from arborist.draft.engine import load_draft
 
@@ -17,7 +19,7 @@ PAIR = Path(__file__).resolve().parents[2] / "golden" / "eagle2"
 SESSION = ("test", "s")
 
 
-def first_level(token_ids: list[int] | None, top_k: int) -> Level:
+def first_level(token_ids: list[int] | None, top_k: int, aim: NoiseAim | None = None) -> Level:
     """Level 1 of the golden head after three fixed pairs."""
     engine = load_draft(
         PAIR / "eagle_head",
@@ -27,7 +29,7 @@ def first_level(token_ids: list[int] | None, top_k: int) -> Level:
         kv_capacity_tokens=1024,
         token_ids=token_ids,
     )
-    engine.open(SESSION, DraftOpen(max_length=16))
+    engine.open(SESSION, DraftOpen(max_length=16, aim=aim))
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(3, engine.feature_width, generator=generator)
     (level,) = engine.run([Extend(SESSION, 0, [5, 6, 7], features, top_k)])
@@ -44,6 +46,20 @@ def test_probabilities_are_the_whole_heads_renormalised() -> None:
     assert np.exp(part.logprobs.astype(np.float64)).sum() == pytest.approx(1, abs=1e-5)
     gaps = part.logprobs[0] - whole.logprobs[0, ::4]
     assert np.ptp(gaps) < 1e-5
+
+
+def test_noise_belongs_to_the_targets_id() -> None:
+    """An aimed head adds to a kept id the noise of the id, not of its place in the list."""
+    aim = NoiseAim(6, 1.0)
+    whole = first_level(None, 32)
+    kept = whole.tokens[0, ::4].tolist()
+    part = first_level(kept, 8, aim)
+    # Three pairs: tokens 0 to 3 are known, the next one is token 4.
+    noise = token_noise(6, 4, torch.tensor(kept))
+    expected = (torch.from_numpy(whole.logprobs[0, ::4]) + noise).log_softmax(-1)
+    values, order = expected.sort(descending=True)
+    assert part.tokens[0].tolist() == [kept[place] for place in order]
+    np.testing.assert_allclose(part.logprobs[0], values.numpy(), atol=1e-5)
 
 
 def test_every_id_in_another_order_changes_nothing() -> None:

@@ -66,6 +66,14 @@ def bench(
         int | None, typer.Option(min=1, help="Take so many ids of --vocabulary-file.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="Most tokens per output.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(help="0 = greedy, to 100; hf_generate is greedy only.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of every output, 64 bits.")] = 0,
+    noise_aware: Annotated[
+        bool | None,
+        typer.Option("--noise-aware/--no-noise-aware", help="Tell the draft the target's noise."),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     repetitions: Annotated[int, typer.Option(min=1, max=1000, help="Interleaved.")] = 5,
     num_prompts: Annotated[
@@ -89,6 +97,7 @@ def bench(
     from arborist.cli.servable_draft import with_servable_draft
     from arborist.common.config import load_config
     from arborist.common.tree_file import read_tree_file
+    from arborist.core.sampling import SamplingParams
 
     chosen = tuple(name.strip() for name in modes.split(",") if name.strip())
     for name in chosen:
@@ -96,6 +105,8 @@ def bench(
             raise InvalidArgumentError("--modes", name, f"among {', '.join(MODES)}")
     if not chosen or len(set(chosen)) != len(chosen):
         raise InvalidArgumentError("--modes", modes, "one or more distinct modes")
+    if temperature and "hf_generate" in chosen:
+        raise InvalidArgumentError("--modes", modes, "without hf_generate, which is greedy only")
     if dtype not in DTYPES:
         raise InvalidArgumentError("--dtype", dtype, "fp32, bf16 or fp16")
     config = load_config(
@@ -107,6 +118,7 @@ def bench(
             "speculation.tree_file": tree_file,
             "speculation.min_frontier_logprob": min_frontier_logprob,
             "speculation.draft_calls": draft_calls,
+            "speculation.noise_aware": noise_aware,
         },
     )
     config = with_servable_draft(config, say=partial(typer.echo, err=True))
@@ -131,6 +143,8 @@ def bench(
         tree_paths=None if chosen_tree is None else read_tree_file(chosen_tree),
         min_frontier_logprob=config.speculation.min_frontier_logprob,
         draft_calls=config.speculation.draft_calls,
+        sampling=SamplingParams(temperature=temperature, seed=seed),
+        noise_aware=config.speculation.noise_aware,
         vocabulary_file=vocabulary_file,
         vocabulary_size=vocabulary_size,
     )
@@ -186,7 +200,8 @@ async def _contest(settings: Any, questions: Any, tokenizer: Any) -> Results:
 
 def _settings(settings: Any) -> dict[str, Any]:
     values: dict[str, Any] = asdict(settings)
-    shape = values.pop("shape")
+    shape, sampling = values.pop("shape"), settings.sampling
+    values["sampling"] = {"temperature": sampling.temperature, "seed": sampling.seed}
     values["tree_paths"] = settings.tree_paths and settings.tree_paths.paths
     values["trace_file"] = str(settings.trace_file) if settings.trace_file else None
     ids = settings.vocabulary_file

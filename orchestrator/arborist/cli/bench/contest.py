@@ -21,6 +21,7 @@ from arborist.common.telemetry import SpanRecorder, build_span_recorder
 from arborist.core.errors import InvalidArgumentError
 from arborist.core.policies import Policy, policy_by_name
 from arborist.core.policy_settings import DEFAULT_MIN_FRONTIER_LOGPROB, POLICY_NAMES, DraftCalls
+from arborist.core.sampling import SamplingParams
 from arborist.core.shape import TreeShape
 from arborist.core.tree_paths import TreePaths
 from arborist.orchestrator.api.incoming import ChatTurn
@@ -51,6 +52,8 @@ class BenchSettings:
         tree_paths: Nodes of eagle1_static; None = EAGLE-1's own.
         min_frontier_logprob: Where dynamic_depth stops.
         draft_calls: A command to the draft per level, or one per tree; in process always levels.
+        sampling: How every output is drawn.
+        noise_aware: Whether the draft is told the target's noise.
         vocabulary_file: Ids that frspec drafts, most frequent first; the other modes draft all.
         vocabulary_size: So many of them; None = all.
     """
@@ -70,6 +73,8 @@ class BenchSettings:
     tree_paths: TreePaths | None = None
     min_frontier_logprob: float = DEFAULT_MIN_FRONTIER_LOGPROB
     draft_calls: DraftCalls = "tree"
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    noise_aware: bool = True
     vocabulary_file: Path | None = None
     vocabulary_size: int | None = None
 
@@ -219,7 +224,14 @@ async def open_contest(settings: BenchSettings, tokenizer: Tokenizer) -> AsyncIt
         modes: list[Mode] = []
         remote = BenchWorkers(settings, trace_file, stack)
         for name in settings.modes:
-            make = partial(DecoderMode, name, eos_token_ids=facts.eos_token_ids, recorder=recorder)
+            make = partial(
+                DecoderMode,
+                name,
+                eos_token_ids=facts.eos_token_ids,
+                recorder=recorder,
+                sampling=settings.sampling,
+                noise_aware=settings.noise_aware,
+            )
             if name == "hf_generate":
                 modes.append(HfGenerateMode(load_hf(settings), facts.eos_token_ids))
             elif name == "monolith":

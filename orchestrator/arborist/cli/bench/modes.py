@@ -1,4 +1,4 @@
-"""The contestants: each decodes a prompt greedily and says how long the decoding took."""
+"""The contestants: each decodes a prompt and says how long the decoding took."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Mode(Protocol):
         ...
 
     async def generate(self, prompt: list[int], max_tokens: int) -> Output:
-        """Decodes greedily until an eos token or `max_tokens`."""
+        """Decodes until an eos token or `max_tokens`."""
         ...
 
 
@@ -97,6 +97,8 @@ class DecoderMode:
         eos_token_ids: tuple[int, ...],
         recorder: SpanRecorder,
         draft_calls: DraftCalls = "level",
+        sampling: SamplingParams | None = None,
+        noise_aware: bool = True,
     ) -> None:
         """Prepares a mode.
 
@@ -107,8 +109,11 @@ class DecoderMode:
             eos_token_ids: Tokens that end an output.
             recorder: Takes the spans of every request.
             draft_calls: A command to the draft per level, or one per tree.
+            sampling: How outputs are drawn; None = greedily.
+            noise_aware: Whether the draft is told the target's noise.
         """
-        self._limits = DecodeLimits(draft_calls=draft_calls)
+        self._limits = DecodeLimits(draft_calls=draft_calls, noise_aware=noise_aware)
+        self._sampling = sampling or SamplingParams()
         self._name = name
         self._workers = workers
         self._policy = policy
@@ -127,7 +132,7 @@ class DecoderMode:
         session = Session(
             session_id=secrets.token_hex(8),
             prompt=prompt,
-            sampling=SamplingParams(),
+            sampling=self._sampling,
             max_tokens=max_tokens,
             eos_token_ids=self._eos_token_ids,
         )

@@ -44,14 +44,16 @@ class DraftCommand(_message.Message):
     def __init__(self, command_id: _Optional[int] = ..., session_id: _Optional[str] = ..., stamp: _Optional[_Union[_common_pb2.Stamp, _Mapping]] = ..., traceparent: _Optional[str] = ..., open: _Optional[_Union[DraftOpen, _Mapping]] = ..., extend: _Optional[_Union[Extend, _Mapping]] = ..., expand: _Optional[_Union[Expand, _Mapping]] = ..., release: _Optional[_Union[DraftRelease, _Mapping]] = ..., expand_tree: _Optional[_Union[ExpandTree, _Mapping]] = ...) -> None: ...
 
 class DraftOpen(_message.Message):
-    __slots__ = ("epoch", "noise_seed", "max_length")
+    __slots__ = ("epoch", "noise_seed", "max_length", "noise_temperature")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NOISE_SEED_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    NOISE_TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     noise_seed: int
     max_length: int
-    def __init__(self, epoch: _Optional[int] = ..., noise_seed: _Optional[int] = ..., max_length: _Optional[int] = ...) -> None: ...
+    noise_temperature: float
+    def __init__(self, epoch: _Optional[int] = ..., noise_seed: _Optional[int] = ..., max_length: _Optional[int] = ..., noise_temperature: _Optional[float] = ...) -> None: ...
 
 class Extend(_message.Message):
     __slots__ = ("begin", "tokens", "features", "want_level", "top_k", "base")

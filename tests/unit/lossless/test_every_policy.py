@@ -33,6 +33,7 @@ MAX_TOKENS = 40
 # Any order will do for a list of "frequent" ids.
 FREQUENT = list(range(510, -1, -2))
 PLAIN = SpeculationOptions(enabled=False)
+BLIND = {"speculation.noise_aware": False}
 SIZES: list[dict[str, int]] = [
     {},
     {"depth": 1, "top_k": 1, "num_draft_tokens": 1},
@@ -207,6 +208,42 @@ def test_a_smaller_draft_vocabulary_never_changes_a_token(
         assert output == expected
         assert all(one.speculated and one.num_draft_tokens for one in rounds)
         assert {token for one in rounds for token in one.tree.tokens} <= allowed
+
+
+@pytest.mark.parametrize("name", ["eagle2", "eagle1_static", "dynamic_depth"])
+def test_drafting_without_the_noise_never_changes_a_token(
+    engines: Engines, plain: dict[tuple[int, int], tuple[int, ...]], name: str
+) -> None:
+    """Every other test here drafts with the target's noise; without it the tokens are the same."""
+    options = SpeculationOptions(policy=name, **SIZES[2])
+    for j, sampling in enumerate(SAMPLINGS):
+        aimed, rounds = decode(engines, PROMPTS[0], options, **sampling)
+        blind, others = decode(engines, PROMPTS[0], options, flags=BLIND, **sampling)
+        assert aimed == blind == plain[0, j]
+        # The same trees without noise, others with it.
+        same = [one.tree for one in rounds] == [one.tree for one in others]
+        assert same == ("temperature" not in sampling)
+
+
+@pytest.mark.parametrize("restrict", [False, True])
+def test_aimed_children_are_drawn_where_noise_decides(
+    engines: Engines, restricted: EagleDraftEngine, restrict: bool
+) -> None:
+    """At temperature 100 the noise is nearly all: a draft that has its positions right knows it."""
+    pair = (engines[0], restricted if restrict else engines[1])
+    options = SpeculationOptions(policy="chain", depth=4)
+    accepted = {True: 0, False: 0}
+    drafted = {True: 0, False: 0}
+    for seed in range(3):
+        sampling = {"temperature": 100.0, "seed": seed}
+        for aware in (True, False):
+            flags = {} if aware else BLIND
+            _, rounds = decode(pair, PROMPTS[0], options, flags=flags, **sampling)
+            accepted[aware] += sum(one.accepted_count for one in rounds)
+            drafted[aware] += sum(one.num_draft_tokens for one in rounds)
+    assert accepted[False] <= 0.1 * drafted[False]
+    # Half of the drawn tokens are outside the restricted vocabulary.
+    assert accepted[True] >= (0.15 if restrict else 0.8) * drafted[True]
 
 
 def test_an_unknown_policy_starts_nothing(engines: Engines) -> None:

@@ -31,6 +31,7 @@ def make_decoder(
     draft_calls: DraftCalls = "level",
     stop_tokens: frozenset[int] = frozenset(),
     num_logprobs: int | None = None,
+    noise_aware: bool = True,
 ) -> tuple[Decoder, Session]:
     """Returns a decoder with short chunks, so that a prompt takes several, and its session."""
     session = Session(
@@ -51,6 +52,7 @@ def make_decoder(
             bulk_part_bytes=32,
             draft_retry_rounds=retry_rounds,
             draft_calls=draft_calls,
+            noise_aware=noise_aware,
         ),
         deadlines=Deadlines(DeadlinePolicy()),
         clock=SystemClock(),

@@ -22,6 +22,7 @@ from arborist.core.errors import (
     UnavailableError,
     UnknownSessionError,
 )
+from arborist.core.noise_aim import NoiseAim
 from arborist.core.policy_settings import DRAFT_CALLS, DraftCalls
 from arborist.core.pool import Pool
 from arborist.core.sampling import SamplingParams
@@ -203,6 +204,25 @@ async def test_a_pool_with_rows_of_no_level_costs_the_draft(monkeypatch):
     assert session.output == EXPECTED
     assert not any(one.speculated for one in rounds)
     assert not draft.sessions
+
+
+@pytest.mark.parametrize("noise_aware", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+async def test_a_draft_is_told_the_noise_only_if_there_is_some(temperature, noise_aware):
+    """Seed and temperature go to the draft of a session that samples, unless switched off."""
+    told = []
+
+    class ListeningDraft(FakeDraft):
+        async def open(self, session_id, epoch, request, deadline_s):
+            told.append(request.aim)
+            await super().open(session_id, epoch, request, deadline_s)
+
+    sampling = SamplingParams(temperature=temperature, seed=2**64 - 1)
+    workers = FakeWorkers([FakeTarget()], ListeningDraft(0.6))
+    decoder, _ = make_decoder(workers, sampling=sampling, noise_aware=noise_aware)
+    await decode(decoder)
+    noise = NoiseAim(2**64 - 1, 0.7)
+    assert told == [noise if noise_aware and temperature else None]
 
 
 async def _moments(kinds: tuple[str, ...], draft_calls: DraftCalls = "level") -> int:

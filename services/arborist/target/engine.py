@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from arborist.common.causal_model import CausalModel, load_model
+from arborist.common.packed_attention import PackedBatch, Segment
 from arborist.core.accept import accept
 from arborist.core.engine import (
     ModelInfo,
@@ -34,9 +36,7 @@ from arborist.core.processors import LogitProcessors, make_processors
 from arborist.core.sampling import SamplingParams, draw_tokens
 from arborist.core.shape import MAX_NUM_DRAFT_TOKENS
 from arborist.core.tree import check_tree, node_paths
-from arborist.target.attention import PackedBatch, Segment
 from arborist.target.kv import RETRY_AFTER_MS, FeatureRetention, KvPool
-from arborist.target.model import TargetModel, load_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class HfTargetEngine:
     behind that; only an accepted outcome commits rows, so whatever fails changes nothing.
     """
 
-    def __init__(self, model: TargetModel, pool: KvPool) -> None:
+    def __init__(self, model: CausalModel, pool: KvPool) -> None:
         """Joins a model and its memory.
 
         Args:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from arborist.common.kv_layout import FeatureLayout, KvLayout
 from arborist.core.engine import SessionKey
 from arborist.core.errors import (
     ArboristError,
@@ -22,31 +22,6 @@ RETRY_AFTER_MS = 200
 
 FeatureRetention: TypeAlias = Literal["all", "off"] | int
 """Positions whose features are kept: all of them, none, or that many of the newest."""
-
-
-@dataclass(frozen=True, slots=True)
-class KvLayout:
-    """What one position holds.
-
-    Attributes:
-        planes: (heads, width) of every plane: keys of layer 0, values of layer 0, keys of layer 1
-            and so on; a plane is what one layer keeps as keys or as values.
-    """
-
-    planes: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureLayout:
-    """What one position keeps as features.
-
-    Attributes:
-        width: Elements.
-        dtype: Element type.
-    """
-
-    width: int
-    dtype: torch.dtype
 
 
 class FeatureRing:

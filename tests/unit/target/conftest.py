@@ -16,9 +16,9 @@ from transformers import (
     Qwen3Config,
 )
 
+from arborist.common.causal_model import CausalModel, load_model
 from arborist.target.engine import HfTargetEngine
 from arborist.target.kv import FeatureRetention, KvPool
-from arborist.target.model import TargetModel, load_model
 
 VOCAB_SIZE = 96
 # Wide logits: two tokens hardly ever tie, so equality of tokens is a fair question.
@@ -88,18 +88,18 @@ def device() -> str:
 
 
 @pytest.fixture(scope="session")
-def loaded() -> Callable[[Path, str, str], TargetModel]:
+def loaded() -> Callable[[Path, str, str], CausalModel]:
     """Loads each model once; what a test changes lies in its pool."""
 
     @cache
-    def load(folder: Path, device: str, dtype: str) -> TargetModel:
+    def load(folder: Path, device: str, dtype: str) -> CausalModel:
         return load_model(folder, device=device, dtype=dtype)
 
     return load
 
 
 @pytest.fixture
-def make_engine(device: str, loaded: Callable[[Path, str, str], TargetModel]) -> MakeEngine:
+def make_engine(device: str, loaded: Callable[[Path, str, str], CausalModel]) -> MakeEngine:
     """Makes engines on the device, each with an empty pool."""
 
     def make(

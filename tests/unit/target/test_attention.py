@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from arborist.common.packed_attention import BATCH_ARGUMENT, PackedBatch, Segment, packed_attention
 from arborist.core.errors import MismatchError
 from arborist.core.tree import node_depths
-from arborist.target.attention import BATCH_ARGUMENT, PackedBatch, Segment, packed_attention
 
 
 class Layer(nn.Module):

@@ -5,13 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arborist.common.kv_layout import FeatureLayout, KvLayout
 from arborist.core.errors import (
     ArboristError,
     InvalidArgumentError,
     ResourceExhaustedError,
     UnknownSessionError,
 )
-from arborist.target.kv import FeatureLayout, FeatureRetention, KvLayout, KvPool
+from arborist.target.kv import FeatureRetention, KvPool
 
 CPU = torch.device("cpu")
 # Two layers; the second has wider values than keys, and fewer heads.

@@ -7,7 +7,7 @@ from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from arborist.target.lean_norm import LeanRmsNorm, use_lean_norms
+from arborist.common.lean_norm import LeanRmsNorm, use_lean_norms
 
 
 class Layer(nn.Module):

@@ -9,9 +9,9 @@ from tests.unit.target.conftest import save, settings
 from transformers import LlamaConfig, Qwen2MoeConfig
 from transformers.masking_utils import chunked_causal_mask_function, padding_mask_function
 
+from arborist.common.causal_model import load_model
+from arborist.common.mask_check import last_row_seen
 from arborist.core.errors import MismatchError
-from arborist.target.mask_check import last_row_seen
-from arborist.target.model import load_model
 
 MOE: dict[str, Any] = {
     "num_experts": 2,

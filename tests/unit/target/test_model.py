@@ -13,10 +13,10 @@ from tests.unit.target.conftest import settings as sizes
 from tests.unit.target.sessions import Decoder, TinyModel
 from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig
 
+from arborist.common.causal_model import load_model
 from arborist.core.errors import InvalidArgumentError, MismatchError
 from arborist.core.sampling import SamplingParams, draw_tokens
 from arborist.target.engine import load_target
-from arborist.target.model import load_model
 
 
 def test_a_loaded_target_describes_itself(llama: TinyModel) -> None:

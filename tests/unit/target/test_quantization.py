@@ -15,9 +15,9 @@ from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from arborist.common.causal_model import load_model
 from arborist.core.errors import MismatchError
 from arborist.target.engine import load_target
-from arborist.target.model import load_model
 
 
 class ByteLinear(nn.Module):

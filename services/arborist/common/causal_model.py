@@ -1,4 +1,7 @@
-"""The model being served, behind one call: packed rows in, states and logits out."""
+"""A causal language model, behind one call: packed rows in, states and logits out.
+
+The target is one, and so is a draft that is a language model of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,21 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from arborist.common.few_rows import use_few_rows
 from arborist.common.float_dtypes import FLOAT_DTYPES
+from arborist.common.kv_layout import FeatureLayout, KvLayout
+from arborist.common.lean_norm import use_lean_norms
+from arborist.common.mask_check import CHECKED_ATTENTION, register_checked_attention
 from arborist.common.model_files import ModelFiles, tensor_digest
-from arborist.core.engine import ModelInfo
-from arborist.core.errors import ArboristError, InvalidArgumentError, MismatchError
-from arborist.core.features import FeatureSpec
-from arborist.target.attention import (
+from arborist.common.packed_attention import (
     ATTENTION,
     BATCH_ARGUMENT,
     PackedBatch,
     Segment,
     register_attention,
 )
-from arborist.target.kv import FeatureLayout, KvLayout
-from arborist.target.lean_norm import use_lean_norms
-from arborist.target.mask_check import CHECKED_ATTENTION, register_checked_attention
-from arborist.target.quantization import quantization_method
+from arborist.common.quantization import quantization_method
+from arborist.core.engine import ModelInfo
+from arborist.core.errors import ArboristError, InvalidArgumentError, MismatchError
+from arborist.core.features import FeatureSpec
 
 # Rotary embeddings that depend on the longest sequence of a batch: packing would let sessions
 # change each other's positions.
@@ -38,7 +41,7 @@ _PROBE_TOKENS = 6
 _PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 
 
-class TargetModel:
+class CausalModel:
     """A decoder-only causal language model that runs packed batches.
 
     Attributes:
@@ -213,7 +216,7 @@ def load_model(
     dtype: str,
     revision: str | None = None,
     name: str | None = None,
-) -> TargetModel:
+) -> CausalModel:
     """Loads a causal language model from safetensors.
 
     Args:
@@ -239,7 +242,7 @@ def load_model(
     model = _read_model(files, revision, place, FLOAT_DTYPES[dtype], method)
     info = _model_info(model, files, digest, dtype, name or Path(source).name)
     try:
-        return TargetModel(model, info)
+        return CausalModel(model, info)
     except ArboristError:
         raise
     except Exception as error:

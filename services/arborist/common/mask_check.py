@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 
+from arborist.common.packed_attention import packed_attention
 from arborist.core.errors import MismatchError
-from arborist.target.attention import packed_attention
 
 CHECKED_ATTENTION = "arborist_checked"
 

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from arborist.core.errors import InvalidArgumentError, ResourceExhaustedError
-from arborist.draft.head import HeadConfig
 
 RETRY_AFTER_MS = 200
+
+
+class KvShape(Protocol):
+    """What one position holds, the same in every layer."""
+
+    @property
+    def num_layers(self) -> int:
+        """Returns the decoder layers."""
+        ...
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """Returns the key and value heads of a layer."""
+        ...
+
+    @property
+    def head_dim(self) -> int:
+        """Returns the width of one head."""
+        ...
 
 
 @dataclass(eq=False, slots=True)
@@ -30,7 +49,7 @@ class KvPool:
     """
 
     def __init__(
-        self, config: HeadConfig, capacity: int, device: torch.device, dtype: torch.dtype
+        self, config: KvShape, capacity: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         """Allocates everything.
 

@@ -40,8 +40,9 @@ from arborist.core.sampling import gumbel_noise
 from arborist.core.shape import MAX_DEPTH, MAX_TOP_K
 from arborist.core.tree import Level
 from arborist.draft.checkpoint import load_head, save_head
-from arborist.draft.engine import SCRATCH_TOKENS, EagleDraftEngine, load_draft
+from arborist.draft.engine import EagleDraftEngine, load_draft
 from arborist.draft.target_vocabulary import load_target_vocabulary
+from arborist.draft.tree_engine import SCRATCH_TOKENS
 
 A: SessionKey = ("controller", "a")
 B: SessionKey = ("controller", "b")

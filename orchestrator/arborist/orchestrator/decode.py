@@ -170,6 +170,8 @@ class Decoder:
             return ROOT_ONLY
         if isinstance(policy, NgramPolicy):
             return self._look_up(policy, timer)
+        if self._draft is not None and self._is_outgrown(self._draft):
+            self._drop_draft()
         try:
             if not await self._catch_up(timer) and not await self._regain_draft(index, timer):
                 return ROOT_ONLY
@@ -292,7 +294,7 @@ class Decoder:
                             self._session.committed_length,
                             self._session.root,
                             tree,
-                            want_features=self._draft is not None,
+                            want_features=self._reads_features,
                             want_node_tokens=self._limits.want_node_tokens,
                             num_logprobs=self._session.num_logprobs,
                             traceparent=call.traceparent,
@@ -317,7 +319,9 @@ class Decoder:
         """Appends accepted tokens and bonus; their pairs are the draft's next Extend."""
         path = [tree.tokens[node - 1] for node in verified.accepted_nodes]
         tokens = [*path, verified.bonus]
-        if self._draft is not None and verified.features is not None:
+        if self._reads_tokens:
+            self._pending = Pairs(self._session.committed_length, tokens, None)
+        elif self._draft is not None and verified.features is not None:
             # f of root and accepted nodes pair with the token that follows each (DESIGN §2.1).
             self._pending = Pairs(self._session.committed_length - 1, tokens, verified.features)
         round_.tree = tree
@@ -347,6 +351,8 @@ class Decoder:
                 self._lose_target(error)
         if last is None or last.root is None:
             raise UnavailableError("the target returned no root")
+        if self._reads_tokens:
+            self._pending = Pairs(self._session.committed_length, [last.root], None)
         with timer.local("commit"):
             round_.bonus = last.root
             round_.tokens = self._session.commit([last.root])
@@ -377,11 +383,16 @@ class Decoder:
             for step, begin in enumerate(begins):
                 part = tokens[begin : begin + chunk]
                 last = fresh and begin == begins[-1]
-                want_features = fresh and self._draft is not None
+                want_features = fresh and self._reads_features
                 coroutine = self._prefill_chunk(
                     target, step, begin, part, timer, last=last, want_features=want_features
                 )
                 window.append((begin, asyncio.ensure_future(coroutine)))
+                if fresh and self._reads_tokens:
+                    # It needs nothing of the target and reads along.
+                    self._unsent.append(Pairs(begin, part, None))
+                    if not last:
+                        await self._send_early(timer)
                 if len(window) == 2:
                     done = await self._take_chunk(*window.pop(0), tokens, timer)
             while window:
@@ -439,9 +450,14 @@ class Decoder:
         self._unsent += parts
         if end == len(tokens):
             self._pending = self._unsent.pop()
-        elif self._opening is None or self._opening.done():
-            await self._catch_up(timer)
+        else:
+            await self._send_early(timer)
         return chunk
+
+    async def _send_early(self, timer: PhaseTimer) -> None:
+        """Sends what the draft can be sent without waiting for it to be open."""
+        if self._opening is None or self._opening.done():
+            await self._catch_up(timer)
 
     async def _append(self, parts: list[Pairs], timer: PhaseTimer) -> None:
         """Feeds the draft outside a round; a failure only costs the draft."""
@@ -516,7 +532,8 @@ class Decoder:
     def _pick_draft(self) -> DraftLink | None:
         if self._policy is None or isinstance(self._policy, NgramPolicy):
             return None
-        return self._workers.draft()
+        draft = self._workers.draft()
+        return None if draft is None or self._is_outgrown(draft) else draft
 
     def _ask_draft(self, draft: DraftLink | None) -> None:
         """Asks a draft, if there is one, to open the session; `_catch_up` waits for the answer."""
@@ -556,13 +573,18 @@ class Decoder:
         return NoiseAim(sampling.seed, sampling.temperature)
 
     async def _regain_draft(self, index: int, timer: PhaseTimer) -> bool:
-        """Now and then tries to get a draft back, rebuilt from the target's feature store."""
+        """Now and then tries to get a draft back.
+
+        A head is rebuilt from the target's feature store, a language model from the committed log.
+        """
         if index < self._draft_retry_at:
             return False
         self._ask_draft(self._pick_draft())
         if not await self._catch_up(timer):
             self._lose_draft(index)
             return False
+        if self._reads_tokens:
+            return await self._extend_again(timer)
         target = await self._live_target(timer)
         chunk, end = self._limits.prefill_chunk_tokens, self._session.committed_length - 1
         parts: list[Pairs] = []
@@ -581,6 +603,31 @@ class Decoder:
                 return False
         self._pending = parts[-1]
         return True
+
+    async def _extend_again(self, timer: PhaseTimer) -> bool:
+        """Rebuilds a language-model draft from the committed log alone."""
+        chunk, root_at = self._limits.prefill_chunk_tokens, self._session.committed_length - 1
+        known = self._session.committed(0, root_at)
+        parts = [Pairs(at, known[at : at + chunk], None) for at in range(0, root_at, chunk)]
+        await self._append(parts, timer)
+        if self._draft is None:
+            return False
+        self._pending = Pairs(root_at, [self._session.root], None)
+        return True
+
+    @property
+    def _reads_features(self) -> bool:
+        """Returns whether there is a draft that is fed with features."""
+        return self._draft is not None and self._draft.feature_spec is not None
+
+    @property
+    def _reads_tokens(self) -> bool:
+        """Returns whether there is a draft that is fed with committed tokens alone."""
+        return self._draft is not None and self._draft.feature_spec is None
+
+    def _is_outgrown(self, draft: DraftLink) -> bool:
+        """Returns whether the session no longer fits the context of a language-model draft."""
+        return self._session.committed_length >= draft.info.context_length
 
     def _lose_draft(self, index: int) -> None:
         """Goes on without a draft; tries again later, each time twice as late."""

@@ -266,7 +266,7 @@ class GrpcDraftLink:
 
 def _extend_work(session_id: str, pairs: Pairs, top_k: int) -> Extend:
     # The wire takes raw tensors where the core's dataclass names the engine's type.
-    features = cast("Tensor", pairs.features)
+    features = cast("Tensor | None", pairs.features)
     return Extend(("", session_id), pairs.begin, pairs.tokens, features, top_k)
 
 

@@ -50,15 +50,17 @@ class Reply(Generic[ValueT_co]):
 class Pairs:
     """True (feature, token) pairs for the draft: feature f_t with token x_{t+1}.
 
+    A language model gets committed tokens alone, each at its own position.
+
     Attributes:
         begin: Draft position of the first pair.
-        tokens: x_{begin+1}, ...
-        features: f_begin, ..., one row per token.
+        tokens: x_{begin+1}, ...; for a language model x_begin, ...
+        features: f_begin, ..., one row per token; None for a language model.
     """
 
     begin: int
     tokens: list[int]
-    features: Features
+    features: Features | None
 
     @property
     def end(self) -> int:
@@ -67,12 +69,15 @@ class Pairs:
 
     def parts(self, max_bytes: int) -> list[Pairs]:
         """Splits into parts whose features take at most `max_bytes` (at least one row each)."""
-        row_bytes = max(self.features.nbytes // max(len(self.tokens), 1), 1)
+        features = self.features
+        if features is None:
+            return [self]
+        row_bytes = max(features.nbytes // max(len(self.tokens), 1), 1)
         rows = max(max_bytes // row_bytes, 1)
         if rows >= len(self.tokens):
             return [self]
         return [
-            Pairs(self.begin + at, self.tokens[at : at + rows], self.features[at : at + rows])
+            Pairs(self.begin + at, self.tokens[at : at + rows], features[at : at + rows])
             for at in range(0, len(self.tokens), rows)
         ]
 
@@ -185,7 +190,7 @@ class DraftLink(Protocol):
 
     @property
     def feature_spec(self) -> FeatureSpec | None:
-        """Returns the features the draft wants."""
+        """Returns the features the draft wants; None = it is a language model."""
         ...
 
     @property

@@ -57,8 +57,8 @@ def _key(session_id: str) -> SessionKey:
     return (_CONTROLLER, session_id)
 
 
-def _tensor(features: Features) -> Tensor:
-    if not isinstance(features, Tensor):
+def _tensor(features: Features | None) -> Tensor | None:
+    if features is not None and not isinstance(features, Tensor):
         raise SessionFailedError("in-process features must be torch tensors")
     return features
 

@@ -21,8 +21,17 @@ def draft_misfit(
     """
     if draft.vocab_size != target.vocab_size:
         return f"vocab_size is {draft.vocab_size}, the target's is {target.vocab_size}"
-    if feature_spec is None:
-        return ""
+    if feature_spec is not None and (
+        misfit := _feature_misfit(target, feature_spec, feature_width)
+    ):
+        return misfit
+    digests = (draft.embedding_digest, target.embedding_digest)
+    if all(digests) and digests[0] != digests[1]:
+        return "embedding digest differs: the draft was started with another target"
+    return ""
+
+
+def _feature_misfit(target: ModelInfo, feature_spec: FeatureSpec, feature_width: int) -> str:
     layers = feature_spec.layer_ids
     width = target.hidden_size * (1 if layers is None else len(layers))
     if feature_width != width:
@@ -30,7 +39,4 @@ def draft_misfit(
     # A layer id names the layer whose input is taken (FeatureSpec), so the last one is N - 1.
     if layers is not None and max(layers) >= target.num_layers:
         return f"layer {max(layers)} is wanted, the target has layers 0 to {target.num_layers - 1}"
-    digests = (draft.embedding_digest, target.embedding_digest)
-    if all(digests) and digests[0] != digests[1]:
-        return "embedding digest differs: the draft was started with another target"
     return ""

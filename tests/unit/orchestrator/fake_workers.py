@@ -264,7 +264,7 @@ class FakeDraft:
         self.sessions: dict[str, _DraftSession] = {}
         self.opened = 0
         self.info = INFO
-        self.feature_spec = FeatureSpec()
+        self.feature_spec: FeatureSpec | None = FeatureSpec()
         self.grows_trees = True
 
     async def open(
@@ -402,6 +402,29 @@ class FakeDraft:
             rank = 0 if self.accuracy == 1.0 else wish % top_k
             children[rank] = right
         return children
+
+
+class FakeLanguageModelDraft(FakeDraft):
+    """A draft that is given committed tokens alone, each at its position, the root included."""
+
+    def __init__(
+        self,
+        accuracy: float,
+        hook: Hook = no_fault,
+        params: SamplingParams | None = None,
+        context_length: int = INFO.context_length,
+    ) -> None:
+        super().__init__(accuracy, hook, params)
+        self.feature_spec = None
+        self.info = replace(INFO, context_length=context_length)
+        self.longest_extend = 0
+
+    def _take(self, session: _DraftSession, pairs: Pairs) -> None:
+        assert pairs.features is None
+        assert pairs.begin == len(session.tokens)
+        session.tokens += pairs.tokens
+        assert len(session.tokens) <= self.info.context_length
+        self.longest_extend = max(self.longest_extend, len(pairs.tokens))
 
 
 class FakeWorkers:

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.orchestrator.decoding import MAX_TOKENS, PROMPT, SHAPE, decode, make_decoder
 from tests.unit.orchestrator.fake_workers import (
     FakeDraft,
+    FakeLanguageModelDraft,
     FakeTarget,
     FakeWorkers,
     Faults,
@@ -31,6 +32,7 @@ from arborist.orchestrator.session import FinishReason
 
 GREEDY = SamplingParams()
 EXPECTED = plain_decode(PROMPT, MAX_TOKENS, GREEDY)
+DRAFTS = pytest.mark.parametrize("draft_type", [FakeDraft, FakeLanguageModelDraft])
 SHAPES = [
     TreeShape(depth=1, top_k=1, num_draft_tokens=1),
     TreeShape(depth=5, top_k=1, num_draft_tokens=5),
@@ -42,9 +44,12 @@ SHAPES = [
 @pytest.mark.parametrize("draft_calls", DRAFT_CALLS)
 @pytest.mark.parametrize("accuracy", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-async def test_output_is_the_models_for_any_draft_and_tree(accuracy, shape, draft_calls):
-    """Neither the draft's accuracy nor the tree's shape nor who grows it changes a token."""
-    workers = FakeWorkers([FakeTarget()], FakeDraft(accuracy))
+@DRAFTS
+async def test_output_is_the_models_for_any_draft_and_tree(
+    draft_type, accuracy, shape, draft_calls
+):
+    """Neither the draft's kind and accuracy nor the tree's shape nor who grows it matters."""
+    workers = FakeWorkers([FakeTarget()], draft_type(accuracy))
     decoder, session = make_decoder(workers, shape=shape, draft_calls=draft_calls)
     rounds = await decode(decoder)
     assert session.output == EXPECTED
@@ -84,10 +89,11 @@ async def test_plain_decoding_asks_no_draft():
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 6, 7])
-async def test_prompts_of_any_length_reach_the_draft_completely(length):
+@DRAFTS
+async def test_prompts_of_any_length_reach_the_draft_completely(draft_type, length):
     """Chunks and parts of a prompt give the draft every pair, in order, exactly once."""
     prompt = PROMPT[:length]
-    decoder, session = make_decoder(FakeWorkers([FakeTarget()], FakeDraft(1.0)), prompt=prompt)
+    decoder, session = make_decoder(FakeWorkers([FakeTarget()], draft_type(1.0)), prompt=prompt)
     rounds = await decode(decoder)
     assert session.output == plain_decode(prompt, MAX_TOKENS, GREEDY)
     assert all(one.speculated for one in rounds[1:])
@@ -236,11 +242,12 @@ async def _moments(kinds: tuple[str, ...], draft_calls: DraftCalls = "level") ->
 
 @pytest.mark.parametrize("draft_calls", DRAFT_CALLS)
 @pytest.mark.parametrize("error", [UnavailableError, DeadlineError, SessionFailedError])
-async def test_a_draft_lost_at_any_moment_changes_no_token(error, draft_calls):
+@DRAFTS
+async def test_a_draft_lost_at_any_moment_changes_no_token(draft_type, error, draft_calls):
     """Whatever command the draft fails, before or after doing it, only speed suffers."""
     for at in range(await _moments(("draft.",), draft_calls)):
         faults = Faults(at, ("draft.",), error)
-        target, draft = FakeTarget(faults), FakeDraft(0.8, faults)
+        target, draft = FakeTarget(faults), draft_type(0.8, faults)
         decoder, session = make_decoder(FakeWorkers([target], draft), draft_calls=draft_calls)
         await decode(decoder)
         assert session.output == EXPECTED, f"fault at {at}: {faults.seen[at]}"
@@ -251,13 +258,14 @@ async def test_a_draft_lost_at_any_moment_changes_no_token(error, draft_calls):
 @pytest.mark.parametrize(
     "error", [UnavailableError, DeadlineError, UnknownSessionError, StaleStampError]
 )
-async def test_a_target_lost_at_any_moment_changes_no_token(error):
+@DRAFTS
+async def test_a_target_lost_at_any_moment_changes_no_token(draft_type, error):
     """The session is rebuilt from the committed log on the other target, or on the same one."""
     for num_targets in (1, 2):
         for at in range(await _moments(("target.",))):
             faults = Faults(at, ("target.",), error)
             targets = [FakeTarget(faults) for _ in range(num_targets)]
-            draft = FakeDraft(0.8, faults)
+            draft = draft_type(0.8, faults)
             decoder, session = make_decoder(FakeWorkers(targets, draft))
             rounds = await decode(decoder)
             assert session.output == EXPECTED, f"fault at {at}: {faults.seen[at]}"
@@ -299,6 +307,46 @@ async def test_a_draft_comes_back_from_the_targets_features():
     assert draft.opened == 2
     assert sum(not one.speculated for one in rounds[1:]) == 2
     assert rounds[-1].speculated
+
+
+async def test_a_language_model_draft_comes_back_from_the_log_alone():
+    """It is given the committed tokens again, in bounded chunks; no features are ever asked for."""
+    asked: list[str] = []
+
+    async def note(command: str) -> None:
+        await asyncio.sleep(0)
+        asked.append(command)
+
+    target, draft = FakeTarget(note), FakeLanguageModelDraft(1.0, Faults(4, ("draft.ex",)))
+    decoder, session = make_decoder(FakeWorkers([target], draft), max_tokens=60, retry_rounds=2)
+    specs = []
+    rounds = []
+    async for round_ in decoder.run():
+        rounds.append(round_)
+        specs += [one.request.feature_spec for one in target.sessions.values()]
+    decoder.close()
+    assert session.output == plain_decode(PROMPT, 60, GREEDY)
+    assert draft.opened == 2
+    assert sum(not one.speculated for one in rounds[1:]) == 2
+    assert rounds[-1].speculated
+    assert set(specs) == {None}
+    assert "target.read_features" not in asked
+    assert draft.longest_extend <= SHAPE.depth + 1  # Chunks are 3 tokens long, rounds up to this.
+
+
+@pytest.mark.parametrize("context_length", [5, len(PROMPT) + 1, 20])
+async def test_beyond_a_short_draft_s_context_decoding_is_plain(context_length):
+    """A draft whose context ends before the session does is left there, once and for good."""
+    draft = FakeLanguageModelDraft(1.0, context_length=context_length)
+    decoder, session = make_decoder(FakeWorkers([FakeTarget()], draft), retry_rounds=1)
+    lengths = []
+    async for round_ in decoder.run():
+        lengths.append((round_.prefix_length, round_.speculated))
+    decoder.close()
+    assert session.output == EXPECTED
+    assert all(speculated == (at < context_length) for at, speculated in lengths[1:])
+    assert draft.opened == (len(PROMPT) < context_length)
+    assert not draft.sessions
 
 
 async def test_a_draft_lost_while_it_is_rebuilt_waits_from_that_round_on():

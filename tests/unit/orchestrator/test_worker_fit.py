@@ -26,9 +26,9 @@ def test_unknown_embeddings_are_given_the_benefit_of_the_doubt():
     assert draft_misfit(TARGET, silent, FINAL_NORM, 32) == ""
 
 
-def test_a_language_model_draft_needs_the_vocabulary_only():
-    """It takes no features, and its embedding is its own."""
-    model = dataclasses.replace(DRAFT, hidden_size=16, embedding_digest="other")
+def test_a_language_model_draft_needs_the_tokens_only():
+    """It takes no features and has a width of its own; the digest says whose tokens it shares."""
+    model = dataclasses.replace(DRAFT, hidden_size=16)
     assert draft_misfit(TARGET, model, None, 0) == ""
 
 
@@ -41,6 +41,7 @@ def test_a_language_model_draft_needs_the_vocabulary_only():
         ({}, FeatureSpec((1, 2)), 32, "width"),
         ({}, FeatureSpec((1, 8)), 64, "layer 8 is wanted, the target has layers 0 to 7"),
         ({"embedding_digest": "e2"}, FINAL_NORM, 32, "embedding"),
+        ({"embedding_digest": "e2"}, None, 0, "embedding"),
     ],
 )
 def test_what_does_not_fit_is_said(changes, spec, width, said):

@@ -104,7 +104,7 @@ class LocalModel:
         # Both import torch, which no other command wants.
         from transformers.utils.logging import disable_progress_bar
 
-        from arborist.draft.engine import load_draft
+        from arborist.draft.any_draft import load_any_draft
         from arborist.target.engine import load_target
 
         disable_progress_bar()
@@ -119,7 +119,7 @@ class LocalModel:
         )
         draft_engine = None
         if speculation:
-            draft_engine = load_draft(
+            draft_engine = load_any_draft(
                 draft.resolved_model(),
                 target.resolved_model(),
                 device=draft.device,

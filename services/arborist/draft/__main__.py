@@ -29,11 +29,11 @@ class DraftRole:
 
     def load(self, config: ArboristConfig) -> Any:
         """Loads the model; blocks."""
-        from arborist.draft.engine import load_draft
+        from arborist.draft.any_draft import load_any_draft
         from arborist.draft.run_ahead import RunAheadDraft
 
         settings = config.draft
-        engine = load_draft(
+        engine = load_any_draft(
             settings.resolved_model(),
             settings.resolved_target_model(),
             device=settings.device,

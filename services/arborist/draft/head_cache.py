@@ -14,6 +14,7 @@ from typing import TypeAlias
 from arborist.common.model_files import CONFIG, ModelFiles, tensor_digest
 from arborist.core.errors import InvalidArgumentError
 from arborist.draft.checkpoint import is_servable
+from arborist.draft.language_model_files import is_language_model
 from arborist.draft.published_files import PublishedFiles
 from arborist.draft.target_vocabulary import load_target_vocabulary
 
@@ -63,7 +64,9 @@ class HeadCache:
         revision: str | None = None,
         target_revision: str | None = None,
     ) -> CachedHead:
-        """Returns a head as it is when workers can read it, else its converted form.
+        """Returns a draft as it is when workers can read it, else its converted form.
+
+        A draft that is a language model of its own is never converted.
 
         Args:
             source: Folder or hub name of the head.
@@ -75,7 +78,7 @@ class HeadCache:
             MismatchError: The head is broken, unknown, or belongs to another target.
         """
         files = PublishedFiles(source, revision)
-        if not files.weights().pickled and is_servable(ModelFiles(files.folder)):
+        if not files.weights().pickled and _is_read_as_it_is(ModelFiles(files.folder)):
             return CachedHead(source, files.commit)
         kept = self._folder / self._key(files, target, target_revision)
         named = source if files.commit is None else f"{source}@{files.commit}"
@@ -121,3 +124,7 @@ class HeadCache:
                     raise
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _is_read_as_it_is(files: ModelFiles) -> bool:
+    return is_language_model(files.config, files.shards) or is_servable(files)

@@ -54,11 +54,15 @@ class Patient:
         from transformers.utils.logging import disable_progress_bar
 
         from arborist.draft.engine import load_draft
+        from arborist.draft.language_model_files import is_language_model
         from arborist.target.engine import load_target
 
         disable_progress_bar()
         target, draft = config.target, config.draft
         model, head = target.resolved_model(), draft.resolved_model()
+        head_files = ModelFiles(head, draft.revision)
+        if is_language_model(head_files.config, head_files.shards):
+            raise InvalidArgumentError("draft.model", head, "an EAGLE head, not a language model")
         # First the head, which is refused without loading the target.
         draft_engine = load_draft(
             head,
@@ -85,7 +89,7 @@ class Patient:
             target_engine,
             draft_engine,
             load_tokenizer(model, target.revision),
-            ModelFiles(head, draft.revision),
+            head_files,
             files,
             bos_id if isinstance(bos_id, int) else None,
             config,

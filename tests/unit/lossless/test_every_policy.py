@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from arborist.cli.local import LocalModel
 from arborist.common.config import load_config
 from arborist.core.errors import InvalidArgumentError
 from arborist.core.policy_settings import POLICY_NAMES, TREE_POLICY_NAMES
+from arborist.draft.any_draft import load_any_draft
 from arborist.draft.engine import EagleDraftEngine, load_draft
+from arborist.draft.tree_engine import TreeDraftEngine
 from arborist.orchestrator.api.incoming import IncomingRequest, TokenPrompt
 from arborist.orchestrator.generation import SpeculationOptions
 from arborist.orchestrator.round import Round
@@ -81,7 +85,22 @@ def restricted() -> EagleDraftEngine:
     )
 
 
-Engines = tuple[HfTargetEngine, EagleDraftEngine]
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> TreeDraftEngine:
+    """A language model near the target, but not it: the target with noise in its weights."""
+    folder = tmp_path_factory.mktemp("language_model")
+    model = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * parameter.std() * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return load_any_draft(
+        folder, PAIR / "target", device="cpu", dtype="float32", kv_capacity_tokens=1024
+    )
+
+
+Engines = tuple[HfTargetEngine, TreeDraftEngine]
 
 
 def decode(
@@ -225,12 +244,13 @@ def test_drafting_without_the_noise_never_changes_a_token(
         assert same == ("temperature" not in sampling)
 
 
-@pytest.mark.parametrize("restrict", [False, True])
+@pytest.mark.parametrize("kind", ["head", "restricted", "language model"])
 def test_aimed_children_are_drawn_where_noise_decides(
-    engines: Engines, restricted: EagleDraftEngine, restrict: bool
+    engines: Engines, restricted: EagleDraftEngine, language_model: TreeDraftEngine, kind: str
 ) -> None:
     """At temperature 100 the noise is nearly all: a draft that has its positions right knows it."""
-    pair = (engines[0], restricted if restrict else engines[1])
+    drafts = {"head": engines[1], "restricted": restricted, "language model": language_model}
+    pair = (engines[0], drafts[kind])
     options = SpeculationOptions(policy="chain", depth=4)
     accepted = {True: 0, False: 0}
     drafted = {True: 0, False: 0}
@@ -243,7 +263,31 @@ def test_aimed_children_are_drawn_where_noise_decides(
             drafted[aware] += sum(one.num_draft_tokens for one in rounds)
     assert accepted[False] <= 0.1 * drafted[False]
     # Half of the drawn tokens are outside the restricted vocabulary.
-    assert accepted[True] >= (0.15 if restrict else 0.8) * drafted[True]
+    assert accepted[True] >= (0.15 if kind == "restricted" else 0.8) * drafted[True]
+
+
+@pytest.mark.parametrize("name", TREE_POLICY_NAMES)
+def test_a_language_model_draft_never_changes_a_token(
+    engines: Engines,
+    language_model: TreeDraftEngine,
+    plain: dict[tuple[int, int], tuple[int, ...]],
+    name: str,
+) -> None:
+    """A draft of its own, as a chain and as any tree: the same tokens, some of them drafted."""
+    accepted = rejected = 0
+    options = SpeculationOptions(policy=name, **SIZES[-1])
+    for (i, j), expected in plain.items():
+        if j == 1:
+            continue
+        drafted_by = (engines[0], language_model)
+        output, rounds = decode(drafted_by, PROMPTS[i], options, **SAMPLINGS[j])
+        assert output == expected
+        assert all(one.speculated for one in rounds)
+        accepted += sum(one.accepted_count for one in rounds)
+        rejected += sum(one.accepted_count < one.depth for one in rounds)
+    assert accepted > 0
+    assert rejected > 0
+    assert language_model.kv_reserved_tokens == 0
 
 
 def test_an_unknown_policy_starts_nothing(engines: Engines) -> None:

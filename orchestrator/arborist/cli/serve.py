@@ -48,7 +48,8 @@ def serve(
         typer.Option(
             "--draft",
             "--draft-model",
-            help="EAGLE head of any format: folder or hub name; unset = the embedded pair.",
+            help="EAGLE head of any format, or a language model: folder or hub name; "
+            "unset = the embedded pair.",
         ),
     ] = None,
     draft_revision: Annotated[str | None, typer.Option(help="Revision of a hub draft.")] = None,

@@ -102,7 +102,7 @@ def serve_draft(
     log_level: LogLevel = None,
     log_format: LogFormat = None,
 ) -> None:
-    """Serve the draft: an EAGLE head that proposes the levels of a tree."""
+    """Serve the draft: a head or a language model that proposes the levels of a tree."""
     flags = {
         "draft.model": model,
         "draft.revision": revision,

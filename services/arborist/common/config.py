@@ -145,7 +145,8 @@ class DraftWorkerConfig(WorkerConfig):
 
     target_model: str | None = Field(
         default=None,
-        description="Target whose embedding and LM head, or tokens, are used; unset = target.model.",
+        description="Target whose embedding and LM head, or whose tokens, are used; "
+        "unset = target.model.",
     )
     target_revision: str | None = Field(default=None, description="Revision of a hub target_model.")
     vocabulary_file: Path | None = Field(

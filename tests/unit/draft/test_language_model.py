@@ -46,10 +46,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: write_model(root / family, tiny_model(family)) for family in FAMILIES}
 
 
-@pytest.fixture(scope="module")
-def engines(folders: dict[str, Path]) -> dict[str, TreeDraftEngine]:
-    """Their engines."""
-    return {family: load(folder) for family, folder in folders.items()}
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def engines(request: pytest.FixtureRequest, folders: dict[str, Path]) -> dict[str, TreeDraftEngine]:
+    """Their engines, on every device of this machine."""
+    return {family: load(folder, device=request.param) for family, folder in folders.items()}
 
 
 def load(folder: Path, target: Path | None = None, **options) -> TreeDraftEngine:

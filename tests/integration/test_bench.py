@@ -14,14 +14,18 @@ from arborist.core.shape import TreeShape
 NUM_FREQUENT = 40
 
 
-async def test_frspec_is_measured_beside_the_whole_vocabulary(tmp_path: Path) -> None:
-    """One run, one target, two drafts: frspec proposes the file's tokens only, eagle2 any token."""
+async def test_every_mode_asks_the_draft_it_needs(tmp_path: Path) -> None:
+    """One run, one target, three drafts: each mode asks its own.
+
+    frspec proposes the file's tokens only, eagle2 any token, and the target as a language-model
+    draft of itself is always right.
+    """
     ids = tmp_path / "ids.json"
     ids.write_text(json.dumps(list(range(512))))
     settings = BenchSettings(
         target=str(PAIR / "target"),
         draft=str(PAIR / "eagle_head"),
-        modes=("plain", "eagle2", "frspec"),
+        modes=("plain", "eagle2", "frspec", "draft_lm_chain"),
         shape=TreeShape(3, 4, 8),
         max_tokens=12,
         dtype="float32",
@@ -30,13 +34,15 @@ async def test_frspec_is_measured_beside_the_whole_vocabulary(tmp_path: Path) ->
         kv_capacity_tokens=1024,
         vocabulary_file=ids,
         vocabulary_size=NUM_FREQUENT,
+        draft_lm=str(PAIR / "target"),
     )
 
     async with open_contest(settings, byte_level_tokenizer()) as contest:
         results = await contest.run([Question("1", ("a b",))], lambda: None)
 
-    ((plain,),), ((eagle2,),), ((frspec,),) = results.outputs.values()
-    assert plain.token_ids == eagle2.token_ids == frspec.token_ids
+    ((plain,),), ((eagle2,),), ((frspec,),), ((chain,),) = results.outputs.values()
+    assert plain.token_ids == eagle2.token_ids == frspec.token_ids == chain.token_ids
+    assert all(one.accepted_count == 3 for one in chain.rounds[:-1])
     assert drafted(plain) == set()
     assert drafted(frspec) < set(range(NUM_FREQUENT))
     assert drafted(eagle2) - set(range(NUM_FREQUENT))

@@ -37,6 +37,33 @@ def test_a_vocabulary_belongs_to_frspec(
     assert said in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("modes", "changes", "said"),
+    [
+        (("eagle2", "draft_lm_tree"), {}, "--draft-lm = unset: must be set for mode draft_lm_tree"),
+        (("eagle2",), {"draft_lm": "m"}, "--draft-lm = m: must be unset without mode"),
+    ],
+)
+def test_a_language_model_belongs_to_its_modes(
+    modes: tuple[str, ...], changes: dict[str, Any], said: str
+) -> None:
+    """A draft that no mode would ask is refused, and a mode without its draft."""
+    with pytest.raises(InvalidArgumentError) as caught:
+        settings(*modes, **changes)
+
+    assert said in caught.value.message
+
+
+def test_a_language_model_drafts_as_a_chain_and_as_a_tree() -> None:
+    """Both modes ask one worker of their own; the policies are those of the head's modes."""
+    chosen = settings("chain", "draft_lm_chain", "draft_lm_tree", draft_lm="m")
+
+    assert type(chosen.policy("draft_lm_chain")) is type(chosen.policy("chain"))
+    assert type(chosen.policy("draft_lm_tree")) is type(chosen.policy("eagle2"))
+    kinds = {draft_kind(mode) for mode in ("draft_lm_chain", "draft_lm_tree")}
+    assert kinds == {"language_model"}
+
+
 def test_frspec_stands_beside_the_whole_vocabulary() -> None:
     """It is eagle2 with another draft; every policy is a mode too."""
     both = settings("eagle2", "frspec", vocabulary_file=IDS)

@@ -32,7 +32,8 @@ def bench(
     modes: Annotated[
         str,
         typer.Option(
-            help="Contestants, with commas: hf_generate, plain, monolith, frspec and every policy "
+            help="Contestants, with commas: hf_generate, plain, monolith, frspec, "
+            "draft_lm_chain, draft_lm_tree and every policy "
             f"({', '.join(POLICY_NAMES)})."
         ),
     ] = "hf_generate,plain,monolith,eagle2",
@@ -82,6 +83,10 @@ def bench(
     target: Annotated[str | None, typer.Option(help="Target folder; unset = embedded.")] = None,
     draft: Annotated[
         str | None, typer.Option(help="Head folder, of any format; unset = embedded.")
+    ] = None,
+    draft_lm: Annotated[
+        str | None,
+        typer.Option(help="Language model that draft_lm_chain and draft_lm_tree draft with."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
     num_threads: Annotated[int, typer.Option(min=0, help="0 = every core.")] = 0,
@@ -147,6 +152,7 @@ def bench(
         noise_aware=config.speculation.noise_aware,
         vocabulary_file=vocabulary_file,
         vocabulary_size=vocabulary_size,
+        draft_lm=draft_lm,
     )
     questions = read_questions(prompts, num_prompts)
     report = _measure(settings, questions)
@@ -206,8 +212,9 @@ def _settings(settings: Any) -> dict[str, Any]:
     values["trace_file"] = str(settings.trace_file) if settings.trace_file else None
     ids = settings.vocabulary_file
     values["vocabulary_file"] = ids.name if ids else None
-    for name in ("target", "draft"):  # The folder's name says enough; paths are nobody's business.
-        values[name] = Path(values[name]).name
+    for name in ("target", "draft", "draft_lm"):
+        # The folder's name says enough; paths are nobody's business.
+        values[name] = values[name] and Path(values[name]).name
     values.update(shape, modes=list(settings.modes))
     return values
 

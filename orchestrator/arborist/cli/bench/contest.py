@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arborist.cli.bench.draft_kinds import FRSPEC, draft_kind, policy_of
+from arborist.cli.bench.draft_kinds import DRAFT_LM_MODES, FRSPEC, draft_kind, policy_of
 from arborist.cli.bench.modes import DecoderMode, HfGenerateMode, Mode
 from arborist.cli.bench.output import Output
 from arborist.cli.bench.questions import Question
@@ -28,7 +28,7 @@ from arborist.orchestrator.api.incoming import ChatTurn
 from arborist.orchestrator.api.tokenizer import Tokenizer
 from arborist.orchestrator.local_links import FixedWorkers, LocalDraftLink, LocalTargetLink
 
-MODES = ("hf_generate", "plain", "monolith", *POLICY_NAMES, FRSPEC)
+MODES = ("hf_generate", "plain", "monolith", *POLICY_NAMES, FRSPEC, *DRAFT_LM_MODES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class BenchSettings:
         noise_aware: Whether the draft is told the target's noise.
         vocabulary_file: Ids that frspec drafts, most frequent first; the other modes draft all.
         vocabulary_size: So many of them; None = all.
+        draft_lm: Folder of the language model that the draft_lm modes draft with.
     """
 
     target: str
@@ -77,9 +78,10 @@ class BenchSettings:
     noise_aware: bool = True
     vocabulary_file: Path | None = None
     vocabulary_size: int | None = None
+    draft_lm: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks what modes and vocabulary ask of each other.
+        """Checks what modes, vocabulary and drafts ask of each other.
 
         Raises:
             InvalidArgumentError: One is given without the other.
@@ -93,6 +95,13 @@ class BenchSettings:
         if self.vocabulary_size is not None and self.vocabulary_file is None:
             raise InvalidArgumentError(
                 "--vocabulary-size", self.vocabulary_size, "unset without --vocabulary-file"
+            )
+        drafted = [mode for mode in self.modes if mode in DRAFT_LM_MODES]
+        if drafted and self.draft_lm is None:
+            raise InvalidArgumentError("--draft-lm", "unset", f"set for mode {drafted[0]}")
+        if self.draft_lm is not None and not drafted:
+            raise InvalidArgumentError(
+                "--draft-lm", self.draft_lm, f"unset without mode {' or '.join(DRAFT_LM_MODES)}"
             )
 
     def policy(self, mode: str) -> Policy | None:

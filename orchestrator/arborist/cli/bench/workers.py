@@ -60,7 +60,7 @@ class BenchWorkers:
         settings = self._settings
         arguments = [
             "serve-draft",
-            f"--model={settings.draft}",
+            f"--model={settings.draft_lm if kind == 'language_model' else settings.draft}",
             f"--target-model={settings.target}",
         ]
         if kind == "frequent":

@@ -204,9 +204,11 @@ class DraftOpen:
 class Extend:
     """Appends true pairs (f_t, x_{t+1}) at draft positions begin, begin + 1, ...
 
+    A language model gets committed tokens x_t alone, each at its own position t.
+
     Attributes:
         begin: Must equal the pairs held.
-        tokens: x_{begin+1}, ...
+        tokens: x_{begin+1}, ...; for a language model x_begin, ...
         features: (len(tokens), width), finite; torch tensor for an engine, None for a language
             model.
         top_k: Children of the root wanted; 0 = no level wanted.

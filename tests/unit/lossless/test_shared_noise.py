@@ -27,7 +27,7 @@ PAIRS: dict[str, tuple[list[float], list[float]]] = {
     "apart": ([0.7, 0.1, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]),
     "turned round": ([0.8, 0.15, 0.05], [0.05, 0.15, 0.8]),
     "sure against flat": ([0.97, 0.01, 0.01, 0.01], [0.25] * 4),
-    "many": (np.arange(1, 41).tolist(), np.arange(40, 0, -1).tolist()),
+    "many": ([float(1 + i) for i in range(40)], [float(40 - i) for i in range(40)]),
 }
 
 

@@ -118,7 +118,8 @@ def generate(
     draft: Annotated[
         str | None,
         typer.Option(
-            help="EAGLE head of any format: folder or hub name; unset = the embedded pair.",
+            help="EAGLE head of any format, or a language model: folder or hub name; "
+            "unset = the embedded pair.",
             rich_help_panel=_LOCAL,
         ),
     ] = None,

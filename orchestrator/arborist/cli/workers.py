@@ -76,7 +76,10 @@ def serve_draft(
     config: ConfigOption = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Head of any format, folder or hub name; unset = the embedded pair's."),
+        typer.Option(
+            help="Head of any format, or a language model: folder or hub name; "
+            "unset = the embedded pair's."
+        ),
     ] = None,
     revision: Revision = None,
     target_model: Annotated[

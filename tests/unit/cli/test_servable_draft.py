@@ -190,3 +190,13 @@ def test_a_head_that_is_not_used_is_not_converted(monkeypatch: pytest.MonkeyPatc
         main(["generate", "--local", *pair, "--prompt-ids", "1", "--speculation", "off"])
 
     assert not caught.value.code
+
+
+def test_a_language_model_is_served_as_it_is(cache: Path) -> None:
+    """Nothing is converted, nothing is written, and it keeps its name."""
+    target = GOLDEN / "target"
+    settings = with_servable_draft(settings_for(target, target))
+
+    assert settings.draft.model == str(target)
+    assert settings.draft.served_name() == "target"
+    assert not cache.exists()

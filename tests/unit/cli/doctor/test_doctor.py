@@ -329,3 +329,11 @@ def test_flags_that_mean_nothing_are_refused(
 
     assert code == 2
     assert flags[0] in err
+
+
+def test_a_language_model_is_no_patient() -> None:
+    """What is examined is how a head is fed; another kind of draft is refused by name."""
+    flags = {"target.model": str(TARGET), "draft.model": str(TARGET)}
+
+    with pytest.raises(InvalidArgumentError, match="an EAGLE head, not a language model"):
+        Patient.load(load_config(None, flags))

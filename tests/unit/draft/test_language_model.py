@@ -218,6 +218,40 @@ def test_features_are_refused(engines: dict[str, TreeDraftEngine]) -> None:
     engine.release(A)
 
 
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (Extend(A, 5, [1], None, 3), "begin = 5: must be the pairs held, 4"),
+        (Extend(A, 4, [], None, 3), "tokens = 0"),
+        (Extend(A, 4, [1] * 37, None, 3), "tokens = 37: must be at most 36 more"),
+        (Extend(A, 4, [VOCAB], None, 3), f"tokens = {VOCAB}"),
+        (Extend(A, 4, [1], None, 33), "top_k = 33"),
+        (Expand(A, [3], 3), r"rows = 3: must be in \[0, 3\)"),
+        (Expand(A, [1, 1], 3), "rows = repeated"),
+        (ExpandTree(A, "eagle2", 3, 4), "top_k = 4: must be level 1's, 3"),
+    ],
+    ids=str,
+)
+def test_a_wrong_command_changes_nothing(
+    work: DraftWork, said: str, engines: dict[str, TreeDraftEngine]
+) -> None:
+    """The error names field, value and limit; the other session of the batch is answered."""
+    engine = engines["llama"]
+    for key in (A, B):
+        engine.open(key, DraftOpen(max_length=40))
+        engine.run([Extend(key, 0, tokens_of(4, 3), None, 3)])
+    bad, good = engine.run([work, Expand(B, [0, 2], 3)])
+    with pytest.raises(InvalidArgumentError, match=said):
+        raise_it(bad)
+    again = run_one(engine, Expand(A, [0, 2], 3))
+    assert isinstance(good, Level)
+    assert isinstance(again, Level)
+    np.testing.assert_array_equal(again.tokens, good.tokens)
+    engine.check_integrity()
+    for key in (A, B):
+        engine.release(key)
+
+
 def test_a_session_longer_than_its_context_is_drafted_as_far_as_it_goes(
     engines: dict[str, TreeDraftEngine],
 ) -> None:

@@ -15,6 +15,7 @@ import torch
 from tests.unit.lossless.test_distribution import PREFIXES, TARGET, TableModel
 
 from arborist.core.accept import accept
+from arborist.core.noise_aim import NoiseAim
 from arborist.core.sampling import SamplingParams, draw_tokens
 
 # A correct rate is missed by more than this many standard deviations once in 150,000 checks.
@@ -71,6 +72,18 @@ def test_the_rate_of_a_pair_is_the_exact_one_and_inside_its_bounds(name: str) ->
     assert exact <= most + 1e-12
     assert abs(rate - exact) <= tolerance(exact, NUM_DRAWS)
     assert least - tolerance(least, NUM_DRAWS) <= rate <= most + tolerance(most, NUM_DRAWS)
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.7])
+def test_a_draft_told_of_the_noise_draws_with_it(temperature: float) -> None:
+    """The best child of a noise-aware draft is its own draw with the target's noise."""
+    generator = torch.Generator().manual_seed(5)
+    logits = 2 * torch.randn(300, 50, generator=generator)
+    params = SamplingParams(temperature=temperature, seed=9)
+    tokens, _ = draw_tokens(logits, list(range(300)), params)
+    aim, ids = NoiseAim(params.seed, temperature), torch.arange(50)
+    first = [int(aim.aimed(logits[at : at + 1], at, ids).argmax()) for at in range(300)]
+    assert first == tokens
 
 
 def test_noise_of_its_own_would_fall_short() -> None:

@@ -30,21 +30,27 @@ _SESSION = ("bench", "margins")
 
 
 def plain_margins(
-    engine: TargetEngine, prompt: Sequence[int], tokens: Sequence[int], last: int
+    engine: TargetEngine,
+    prompt: Sequence[int],
+    tokens: Sequence[int],
+    last: int,
+    sampling: SamplingParams | None = None,
 ) -> list[float]:
     """Follows an output as plain decoding computes it: the prompt in chunks, then row by row.
 
     Args:
-        engine: The target, in any dtype; greedy.
+        engine: The target, in any dtype.
         prompt: Token ids.
         tokens: The output, whose tokens are fed whatever the engine would say.
         last: Last position wanted, in [0, len(tokens)].
+        sampling: How the output was drawn; None = greedily.
     Returns:
-        The gap between the two best logits for the token at position 0, 1, ... `last`.
+        The gap between the two best (perturbed) logits for the token at position 0, 1, ... `last`.
     Raises:
         ArboristError: The engine failed.
     """
-    engine.open(_SESSION, TargetOpen(SamplingParams(), None, len(prompt) + last, 0))
+    request = TargetOpen(sampling or SamplingParams(), None, len(prompt) + last, 0)
+    engine.open(_SESSION, request)
     try:
         margins = [_prefill_margin(engine, prompt)]
         for place, token in enumerate(tokens[:last]):
@@ -99,7 +105,9 @@ def _try_dtype(
     try:
         engine = load_local_target(settings, dtype)
         lines = {
-            prompt: plain_margins(engine, prompts[prompt], plain[prompt].token_ids, position)
+            prompt: plain_margins(
+                engine, prompts[prompt], plain[prompt].token_ids, position, settings.sampling
+            )
             for prompt, position in last.items()
         }
     except (ArboristError, torch.OutOfMemoryError) as error:

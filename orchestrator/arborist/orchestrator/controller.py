@@ -24,6 +24,7 @@ from arborist.core.errors import (
     UnknownModelError,
 )
 from arborist.core.policies import Policy
+from arborist.core.policy import Eagle2Policy
 from arborist.orchestrator.admission import Admission
 from arborist.orchestrator.clock import Clock, SystemClock
 from arborist.orchestrator.deadlines import DeadlinePolicy, Deadlines
@@ -40,6 +41,7 @@ from arborist.orchestrator.policy_choice import PolicyChoice
 from arborist.orchestrator.round import Round
 from arborist.orchestrator.running_generation import Attempt, GenerationPorts, RunningGeneration
 from arborist.orchestrator.spans import GenerationTrace, begin_trace
+from arborist.orchestrator.tree_sizer import Experiences, TreeSizer
 from arborist.orchestrator.worker_connection import ConnectionSettings
 from arborist.orchestrator.worker_pool import GrpcWorkerPool, SessionWorkers
 from arborist.orchestrator.worker_watch import WorkerWatch
@@ -91,6 +93,7 @@ class Controller:
             config.controller.max_sessions, config.controller.max_queued_requests, metrics.set_load
         )
         self._policies = PolicyChoice(config.speculation)
+        self._experiences = Experiences()
         self._deadlines = Deadlines(_deadline_policy(config))
         self._limits = DecodeLimits(
             prefill_chunk_tokens=config.controller.prefill_chunk_tokens,
@@ -261,6 +264,7 @@ class Controller:
             deadlines=self._deadlines,
             clock=self._clock,
             trace=trace,
+            sizer=self._sizer(request, policy),
         )
 
         def close() -> None:
@@ -268,6 +272,12 @@ class Controller:
             self.workers.release(session_id)
 
         return Attempt(session, cast("AsyncGenerator[Round, None]", decoder.run()), close)
+
+    def _sizer(self, request: GenerationRequest, policy: Policy | None) -> TreeSizer | None:
+        """Returns what sizes a request's trees; None when their size is fixed."""
+        if not self._policies.adapts(request.speculation) or not isinstance(policy, Eagle2Policy):
+            return None
+        return self._experiences.sizer(policy)
 
     def _ended(self, generation: RunningGeneration, seconds: float) -> None:
         self._generations.discard(generation)

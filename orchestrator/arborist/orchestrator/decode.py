@@ -47,6 +47,7 @@ from arborist.orchestrator.phases import PhaseTimer
 from arborist.orchestrator.request_trace import RequestTrace
 from arborist.orchestrator.round import Round
 from arborist.orchestrator.session import Session
+from arborist.orchestrator.tree_sizer import RoundSizer
 
 # Errors after which the session can be rebuilt on the same or another target.
 _TARGET_LOST = (UnavailableError, DeadlineError, UnknownSessionError, StaleStampError)
@@ -89,6 +90,7 @@ class Decoder:
         deadlines: Deadlines,
         clock: Clock,
         trace: RequestTrace,
+        sizer: RoundSizer | None = None,
     ) -> None:
         """Prepares a decoder.
 
@@ -100,7 +102,9 @@ class Decoder:
             deadlines: Shared by the sessions of a controller.
             clock: Time.
             trace: Where spans go.
+            sizer: Sizes the policy's trees, which are then the largest ones; None = all are.
         """
+        self._sizer = sizer
         self._session = session
         self._workers = workers
         self._policy = policy
@@ -119,6 +123,9 @@ class Decoder:
         self._draft_backoff = limits.draft_retry_rounds
         self._unsent: list[Pairs] = []
         self._pending: Pairs | None = None
+        # While trees do not pay, the draft rests; it lacks the pairs from here on.
+        self._resting = False
+        self._rested_from: int | None = None
 
     async def run(self) -> AsyncIterator[Round]:
         """Yields the prefill, then every round, until the session has a finish reason.
@@ -160,6 +167,8 @@ class Decoder:
         with timer.local("commit"):
             self._commit(round_, tree, verified)
         round_.end_ns = self._clock.now_ns()
+        if self._sizer is not None:
+            self._sizer.observe(round_)
         self._trace.record_round(round_)
         return round_
 
@@ -172,6 +181,13 @@ class Decoder:
             return self._look_up(policy, timer)
         if self._draft is not None and self._is_outgrown(self._draft):
             self._drop_draft()
+        if self._sizer is not None:
+            sized = self._sizer.next_policy(self._target, self._draft)
+            self._resting = sized is None
+            if sized is None:
+                self._rest_draft()
+                return ROOT_ONLY
+            policy = sized
         try:
             if not await self._catch_up(timer) and not await self._regain_draft(index, timer):
                 return ROOT_ONLY
@@ -294,7 +310,7 @@ class Decoder:
                             self._session.committed_length,
                             self._session.root,
                             tree,
-                            want_features=self._reads_features,
+                            want_features=self._reads_features and not self._resting,
                             want_node_tokens=self._limits.want_node_tokens,
                             num_logprobs=self._session.num_logprobs,
                             traceparent=call.traceparent,
@@ -319,7 +335,9 @@ class Decoder:
         """Appends accepted tokens and bonus; their pairs are the draft's next Extend."""
         path = [tree.tokens[node - 1] for node in verified.accepted_nodes]
         tokens = [*path, verified.bonus]
-        if self._reads_tokens:
+        if self._resting:
+            pass  # The draft is told once it is asked again.
+        elif self._reads_tokens:
             self._pending = Pairs(self._session.committed_length, tokens, None)
         elif self._draft is not None and verified.features is not None:
             # f of root and accepted nodes pair with the token that follows each (DESIGN §2.1).
@@ -461,6 +479,8 @@ class Decoder:
 
     async def _append(self, parts: list[Pairs], timer: PhaseTimer) -> None:
         """Feeds the draft outside a round; a failure only costs the draft."""
+        # Behind the last round that was drafted (tree_id at most one less), ahead of this one's tree.
+        before_round = max(timer.round.round_index, 0)
         for pairs in parts:
             draft = self._draft
             if draft is None:
@@ -470,7 +490,7 @@ class Decoder:
                     call.done(
                         await draft.append(
                             self._session.session_id,
-                            Stamp(self._draft_epoch, 0, pairs.begin),
+                            Stamp(self._draft_epoch, before_round, pairs.begin),
                             pairs,
                             traceparent=call.traceparent,
                             deadline_s=self._deadlines.prefill_s(len(pairs.tokens)),
@@ -563,7 +583,17 @@ class Decoder:
                 self._drop_draft()
         parts, self._unsent = self._unsent, []
         await self._append(parts, timer)
+        if self._draft is not None and self._rested_from is not None:
+            begin, self._rested_from = self._rested_from, None
+            await self._feed_from(begin, timer)
         return self._draft is not None
+
+    def _rest_draft(self) -> None:
+        """Keeps nothing for the draft: the target's feature store and the log have it all."""
+        kept = [*self._unsent, *([] if self._pending is None else [self._pending])]
+        if kept and self._rested_from is None:
+            self._rested_from = kept[0].begin
+        self._unsent, self._pending = [], None
 
     def _noise_aim(self) -> NoiseAim | None:
         """Returns what the draft is told of the target's noise: nothing when there is none."""
@@ -573,22 +603,32 @@ class Decoder:
         return NoiseAim(sampling.seed, sampling.temperature)
 
     async def _regain_draft(self, index: int, timer: PhaseTimer) -> bool:
-        """Now and then tries to get a draft back.
-
-        A head is rebuilt from the target's feature store, a language model from the committed log.
-        """
+        """Now and then tries to get a draft back, which then lacks everything."""
         if index < self._draft_retry_at:
             return False
         self._ask_draft(self._pick_draft())
+        self._rested_from = 0
         if not await self._catch_up(timer):
             self._lose_draft(index)
             return False
+        return True
+
+    async def _feed_from(self, first: int, timer: PhaseTimer) -> None:
+        """Gives the draft what it lacks; the last part goes with the round's Extend.
+
+        A head is fed from the target's feature store, a language model from the committed log.
+
+        Args:
+            first: Draft position from which on it holds nothing.
+            timer: Of the round.
+        """
         if self._reads_tokens:
-            return await self._extend_again(timer)
+            await self._feed_tokens(first, timer)
+            return
         target = await self._live_target(timer)
         chunk, end = self._limits.prefill_chunk_tokens, self._session.committed_length - 1
         parts: list[Pairs] = []
-        for begin in range(0, end, chunk):
+        for begin in range(first, end, chunk):
             upto = min(begin + chunk, end)
             with timer.remote("target.read_features", upto - begin) as call:
                 reply = await target.read_features(
@@ -600,20 +640,19 @@ class Decoder:
             )
             await self._append(parts[:-1] if upto == end else parts, timer)
             if self._draft is None:
-                return False
+                return
         self._pending = parts[-1]
-        return True
 
-    async def _extend_again(self, timer: PhaseTimer) -> bool:
-        """Rebuilds a language-model draft from the committed log alone."""
+    async def _feed_tokens(self, first: int, timer: PhaseTimer) -> None:
+        """Gives a language-model draft committed tokens; the root goes with the round's Extend."""
         chunk, root_at = self._limits.prefill_chunk_tokens, self._session.committed_length - 1
-        known = self._session.committed(0, root_at)
-        parts = [Pairs(at, known[at : at + chunk], None) for at in range(0, root_at, chunk)]
+        known = self._session.committed(first, root_at)
+        parts = [
+            Pairs(first + at, known[at : at + chunk], None) for at in range(0, len(known), chunk)
+        ]
         await self._append(parts, timer)
-        if self._draft is None:
-            return False
-        self._pending = Pairs(root_at, [self._session.root], None)
-        return True
+        if self._draft is not None:
+            self._pending = Pairs(root_at, [self._session.root], None)
 
     @property
     def _reads_features(self) -> bool:
@@ -636,7 +675,7 @@ class Decoder:
         self._draft_backoff *= 2
 
     def _drop_draft(self) -> None:
-        self._unsent, self._pending = [], None
+        self._unsent, self._pending, self._rested_from = [], None, None
         if self._opening is not None:
             self._opening.cancel()  # The link then frees what the draft may yet open.
             self._opening = None

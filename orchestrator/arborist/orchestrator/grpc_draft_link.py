@@ -16,6 +16,7 @@ from arborist.common.command import Opened
 from arborist.common.command import Reply as WireReply
 from arborist.common.draft_wire import DraftAnswer
 from arborist.common.worker_info import DraftWorkerInfo
+from arborist.core.cost_table import CostTable
 from arborist.core.engine import DraftOpen, Expand, ExpandTree, Extend, Extended, ModelInfo
 from arborist.core.errors import SessionFailedError, UnavailableError, UnimplementedError
 from arborist.core.features import FeatureSpec
@@ -100,6 +101,11 @@ class GrpcDraftLink:
         if info is None:
             raise UnavailableError("the draft worker is not connected")
         return info
+
+    @property
+    def costs(self) -> CostTable | None:
+        """Returns what its forwards take, as it said last; None from an older worker."""
+        return self.connection.costs
 
     async def open(
         self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float

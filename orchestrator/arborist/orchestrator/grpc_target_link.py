@@ -11,6 +11,7 @@ from arborist.common.attach import StreamLane
 from arborist.common.command import FeaturesRead, Opened
 from arborist.common.target_wire import TargetAnswer
 from arborist.common.worker_info import WorkerInfo
+from arborist.core.cost_table import CostTable
 from arborist.core.engine import ModelInfo, Prefill, PrefillResult, TargetOpen, Verify, VerifyResult
 from arborist.core.errors import InvalidArgumentError, SessionFailedError, UnavailableError
 from arborist.core.logprobs import TokenLogprobs
@@ -72,6 +73,16 @@ class GrpcTargetLink:
         if info is None:
             raise UnavailableError("the target worker is not connected")
         return info.model
+
+    @property
+    def costs(self) -> CostTable | None:
+        """Returns what its forwards take, as it said last; None from an older worker."""
+        return self.connection.costs
+
+    @property
+    def num_sessions(self) -> int:
+        """Returns our sessions that are open there."""
+        return len(self.sessions)
 
     async def open(
         self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float

@@ -6,6 +6,7 @@ from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from arborist.core.cost_table import CostTable
 from arborist.core.engine import DraftOpen, ModelInfo, TargetOpen
 from arborist.core.features import FeatureSpec
 from arborist.core.logprobs import TokenLogprobs
@@ -130,6 +131,16 @@ class TargetLink(Protocol):
         """Returns what the worker holds."""
         ...
 
+    @property
+    def costs(self) -> CostTable | None:
+        """Returns what its forwards take by their rows; None when that is not known."""
+        ...
+
+    @property
+    def num_sessions(self) -> int:
+        """Returns our sessions that are open there."""
+        ...
+
     async def open(
         self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float
     ) -> None:
@@ -186,6 +197,11 @@ class DraftLink(Protocol):
     @property
     def info(self) -> ModelInfo:
         """Returns what the worker holds."""
+        ...
+
+    @property
+    def costs(self) -> CostTable | None:
+        """Returns what its forwards take by their rows; None when that is not known."""
         ...
 
     @property

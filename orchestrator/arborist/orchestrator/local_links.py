@@ -74,6 +74,16 @@ class LocalTargetLink:
         """Returns what the engine holds."""
         return self._engine.info
 
+    @property
+    def costs(self) -> None:
+        """Returns None: nothing was measured."""
+        return None
+
+    @property
+    def num_sessions(self) -> int:
+        """Returns 1: whoever calls in process waits for one session at a time."""
+        return 1
+
     async def open(
         self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float
     ) -> None:
@@ -170,6 +180,11 @@ class LocalDraftLink:
     def grows_trees(self) -> bool:
         """Returns True: every engine here does."""
         return True
+
+    @property
+    def costs(self) -> None:
+        """Returns None: nothing was measured."""
+        return None
 
     async def open(
         self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float

@@ -47,6 +47,10 @@ class PolicyChoice:
         )
         return policy if enabled else None
 
+    def adapts(self, asked: SpeculationOptions) -> bool:
+        """Returns whether trees follow the load: unless the request says what size they are."""
+        return self._config.adaptive and all(getattr(asked, name) is None for name in _SIZES)
+
     def _shape(self, asked: SpeculationOptions) -> TreeShape:
         """Returns the bounds of the tree.
 

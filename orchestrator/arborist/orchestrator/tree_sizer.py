@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from arborist.core.acceptance import AcceptanceGrid
 from arborist.core.cost_table import CostTable
@@ -58,8 +59,22 @@ class CostedDraft(Protocol):
         ...
 
 
+class RoundSizer(Protocol):
+    """Sizes the trees of one session, round by round."""
+
+    def next_policy(
+        self, target: CostedTarget | None, draft: CostedDraft | None
+    ) -> Eagle2Policy | None:
+        """Returns the policy of the coming round; None = the root alone."""
+        ...
+
+    def observe(self, round_: Round) -> None:
+        """Learns from a round that was committed."""
+        ...
+
+
 class Experience:
-    """What all sessions of a controller learn together, and the size they decide on together.
+    """What a controller's sessions at one target learn together, and the size they decide on.
 
     One size for all: forwards and event loops are shared, so that what a size costs can only be
     seen while all have it.
@@ -77,14 +92,6 @@ class Experience:
         self._rounds_since_probe = 0
         self._num_probes = 0
         self._credit_ms = 0.0
-
-    def sizer(self, policy: Eagle2Policy) -> TreeSizer:
-        """Returns what sizes the trees of a new session.
-
-        Args:
-            policy: Its largest tree.
-        """
-        return TreeSizer(self, policy)
 
     def grid(self, limit: TreeShape) -> AcceptanceGrid:
         """Returns what trees up to a limit have had accepted."""
@@ -196,49 +203,84 @@ class Experience:
             self._rest_ms[other] -= _FADING / num_sessions * abs(self._rest_ms[other])
 
 
+class Experiences:
+    """What a controller knows of each of its targets, for as long as it is connected to it."""
+
+    def __init__(self) -> None:
+        """Knows none."""
+        self._of: WeakKeyDictionary[CostedTarget, Experience] = WeakKeyDictionary()
+
+    def of(self, target: CostedTarget) -> Experience:
+        """Returns what is known of a target."""
+        return self._of.setdefault(target, Experience())
+
+    def sizer(self, policy: Eagle2Policy) -> TreeSizer:
+        """Returns what sizes the trees of a new session.
+
+        Args:
+            policy: Its largest tree.
+        """
+        return TreeSizer(self, policy)
+
+
 class TreeSizer:
     """Sizes the trees of one session."""
 
-    def __init__(self, experience: Experience, policy: Eagle2Policy) -> None:
+    def __init__(self, experiences: Experiences, policy: Eagle2Policy) -> None:
         """Begins with what other sessions learned.
 
         Args:
-            experience: Shared by the sessions of a controller.
+            experiences: Shared by the sessions of a controller.
             policy: The largest tree.
         """
-        self._experience = experience
+        self._experiences = experiences
         self._largest = policy
-        self._grid = experience.grid(policy.shape).copy()
+        self._experience: Experience | None = None
+        self._grid = AcceptanceGrid(policy.shape)
         self._load: Load | None = None
 
-    def next_policy(self, target: CostedTarget, draft: CostedDraft | None) -> Eagle2Policy | None:
+    def next_policy(
+        self, target: CostedTarget | None, draft: CostedDraft | None
+    ) -> Eagle2Policy | None:
         """Returns the policy of the coming round.
 
         Args:
-            target: Verifies it.
+            target: Verifies it; None = it is gone.
             draft: Drafts for it; None = it is gone or not yet there.
         Returns:
             The policy; None = the root alone.
         """
-        verify, drafting = target.costs, None if draft is None else draft.costs
-        if verify is None or drafting is None:
-            self._load = None
+        self._load = None
+        verify = None if target is None else target.costs
+        drafting = None if draft is None else draft.costs
+        if target is None or verify is None or drafting is None:
             return self._largest
-        load = self._experience.load(max(1, target.num_sessions), verify, drafting)
+        experience = self._begin_at(target)
+        load = experience.load(max(1, target.num_sessions), verify, drafting)
         limit = self._largest.shape
         # Alone, a session's own text counts; among others, that of all: it is known better.
-        grid = self._grid if load.num_sessions == 1 else self._experience.grid(limit)
-        size, self._load = self._experience.decide(limit, grid, load), load
-        shape = self._experience.probe(limit, grid, load) or size.shape
+        grid = self._grid if load.num_sessions == 1 else experience.grid(limit)
+        size, self._load = experience.decide(limit, grid, load), load
+        shape = experience.probe(limit, grid, load) or size.shape
         return None if shape is None else self._largest.resized(shape)
+
+    def _begin_at(self, target: CostedTarget) -> Experience:
+        """Returns what is known of a target; the first one's trees are where the session begins."""
+        experience = self._experiences.of(target)
+        if self._experience is None:
+            self._grid = experience.grid(self._largest.shape).copy()
+        self._experience = experience
+        return experience
 
     def observe(self, round_: Round) -> None:
         """Learns from a round that was committed."""
+        load, experience = self._load, self._experience
+        if load is None or experience is None:
+            return
         if round_.speculated:
-            for grid in (self._grid, self._experience.grid(self._largest.shape)):
+            for grid in (self._grid, experience.grid(self._largest.shape)):
                 grid.observe(round_.tree, round_.depth, round_.accepted_nodes)
-        load = self._load
-        if load is None or any(phase.failed for phase in round_.phases):
+        if any(phase.failed for phase in round_.phases):
             return
         total_ms = (round_.end_ns - round_.start_ns) / 1e6
         if round_.speculated:
@@ -248,7 +290,7 @@ class TreeSizer:
             forwards_ms = drafted_ms(load, shape, round_.accepted_count)
         else:
             forwards_ms = plain_ms(load)
-        self._experience.observe(
+        experience.observe(
             total_ms, forwards_ms, drafted=round_.speculated, num_sessions=load.num_sessions
         )
 

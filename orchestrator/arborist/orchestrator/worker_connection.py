@@ -19,6 +19,7 @@ from arborist.common.command import Reply
 from arborist.common.errors import error_from_call
 from arborist.common.server import MAX_INTERNAL_MESSAGE_BYTES, channel_options
 from arborist.common.worker_info import WorkerInfo
+from arborist.core.cost_table import CostTable
 from arborist.core.errors import ArboristError, MismatchError, UnavailableError
 from arborist.orchestrator.stream import BuildCommand, CommandStream, StreamWire, open_stream
 
@@ -113,6 +114,7 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
         self._channels: dict[StreamLane, grpc.aio.Channel] = {}
         self._streams: dict[StreamLane, CommandStream[CommandT, AnswerT]] = {}
         self._info: InfoT | None = None
+        self._costs: CostTable | None = None
         self._worker_id = ""
         self._releases: dict[str, None] = {}
         self._told = asyncio.Event()
@@ -127,6 +129,11 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
     def info(self) -> InfoT | None:
         """Returns what the worker said last; None before it ever answered."""
         return self._info
+
+    @property
+    def costs(self) -> CostTable | None:
+        """Returns what its forwards take, as it said last; None when it did not."""
+        return self._costs
 
     @property
     def attached(self) -> bool:
@@ -268,6 +275,8 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
 
     def _take_info(self, info: InfoT) -> None:
         self._info = info
+        row_costs = self._protocol.worker_of(info).row_costs
+        self._costs = CostTable(row_costs) if row_costs else None
         self.refusing = self._protocol.worker_of(info).draining
 
     def _attach_message(self, lane: StreamLane, worker: WorkerInfo) -> Attach:

@@ -207,6 +207,11 @@ class SpeculationConfig(Section):
         le=0,
         description="dynamic_depth stops when its frontier's log-probability is lower.",
     )
+    adaptive: bool = Field(
+        default=True,
+        description="Trees of eagle2 follow the load, up to depth and num_draft_tokens: smaller "
+        "where rows cost more than they bring, the root alone on a full server.",
+    )
     draft_calls: DraftCalls = Field(
         default="tree",
         description="tree = one trip to the draft a round, with policies that it can follow by "

@@ -13,6 +13,7 @@ from arborist.orchestrator.links import WorkerPool
 from arborist.orchestrator.request_trace import NoTrace
 from arborist.orchestrator.round import Round
 from arborist.orchestrator.session import Session
+from arborist.orchestrator.tree_sizer import RoundSizer
 
 PROMPT = [5, 9, 13, 2, 40, 33, 21]
 SHAPE = TreeShape(depth=4, top_k=3, num_draft_tokens=10)
@@ -32,6 +33,7 @@ def make_decoder(
     stop_tokens: frozenset[int] = frozenset(),
     num_logprobs: int | None = None,
     noise_aware: bool = True,
+    sizer: RoundSizer | None = None,
 ) -> tuple[Decoder, Session]:
     """Returns a decoder with short chunks, so that a prompt takes several, and its session."""
     session = Session(
@@ -57,6 +59,7 @@ def make_decoder(
         deadlines=Deadlines(DeadlinePolicy()),
         clock=SystemClock(),
         trace=NoTrace(),
+        sizer=sizer,
     )
     return decoder, session
 

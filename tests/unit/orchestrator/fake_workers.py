@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from arborist.core.accept import accept
+from arborist.core.cost_table import CostTable
 from arborist.core.engine import DraftOpen, ModelInfo, TargetOpen
 from arborist.core.errors import StaleStampError, UnavailableError, UnknownSessionError
 from arborist.core.features import FeatureSpec
@@ -129,6 +130,8 @@ class FakeTarget:
         self.sessions: dict[str, _TargetSession] = {}
         self.opened = 0
         self.info = INFO
+        self.costs: CostTable | None = None
+        self.num_sessions = 1
 
     async def open(
         self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float
@@ -266,6 +269,7 @@ class FakeDraft:
         self.info = INFO
         self.feature_spec: FeatureSpec | None = FeatureSpec()
         self.grows_trees = True
+        self.costs: CostTable | None = None
 
     async def open(
         self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float

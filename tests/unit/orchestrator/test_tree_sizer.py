@@ -12,12 +12,12 @@ from arborist.core.policy import Eagle2Policy
 from arborist.core.shape import TreeShape
 from arborist.core.tree import VerifyTree
 from arborist.orchestrator.round import Phase, Round
-from arborist.orchestrator.tree_sizer import Experience, TreeSizer
+from arborist.orchestrator.tree_sizer import Experiences, TreeSizer
 
 LIMIT = TreeShape(4, 4, 16)
 
 
-@dataclass
+@dataclass(eq=False)
 class Server:
     """What forwards really take, and what workers say of them.
 
@@ -119,8 +119,8 @@ def test_a_server_is_about_as_fast_as_with_the_better_of_trees_and_none(
 ) -> None:
     """At every load, also when the tables of costs are wrong by half."""
     server = Server(verify, CHEAP, says=says, num_sessions=num_sessions)
-    experience = Experience()
-    sizers = [experience.sizer(Eagle2Policy(LIMIT)) for _ in range(num_sessions)]
+    experiences = Experiences()
+    sizers = [experiences.sizer(Eagle2Policy(LIMIT)) for _ in range(num_sessions)]
 
     rate = play(server, sizers, chance, 400, random.Random(7))
 
@@ -130,8 +130,8 @@ def test_a_server_is_about_as_fast_as_with_the_better_of_trees_and_none(
 def test_a_server_that_was_full_drafts_again_once_it_is_idle() -> None:
     """What was learned under load does not hold it back."""
     busy = Server(STEEP, CHEAP, num_sessions=64)
-    experience = Experience()
-    sizers = [experience.sizer(Eagle2Policy(LIMIT)) for _ in range(64)]
+    experiences = Experiences()
+    sizers = [experiences.sizer(Eagle2Policy(LIMIT)) for _ in range(64)]
     play(busy, sizers, 0.3, 200, random.Random(1))
     at_load = [sizer.next_policy(busy, busy.drafting) for sizer in sizers]
     idle = Server(FLAT, CHEAP, num_sessions=1)
@@ -147,7 +147,7 @@ def test_a_server_that_was_full_drafts_again_once_it_is_idle() -> None:
 def test_a_session_at_rest_tries_the_whole_tree_now_and_then() -> None:
     """Small ones often, the whole one seldom: it may cost a fiftieth of the time."""
     server = Server(STEEP, CHEAP, num_sessions=64)
-    sizer = Experience().sizer(Eagle2Policy(LIMIT))
+    sizer = Experiences().sizer(Eagle2Policy(LIMIT))
     tried_ms = 0.0
     shapes = set()
     for number in range(3000):
@@ -171,7 +171,7 @@ def test_without_costs_the_largest_tree_is_drafted() -> None:
         costs = None
         num_sessions = 9
 
-    policy = Experience().sizer(Eagle2Policy(LIMIT)).next_policy(Silent(), Silent())
+    policy = Experiences().sizer(Eagle2Policy(LIMIT)).next_policy(Silent(), Silent())
 
     assert policy is not None
     assert policy.shape == LIMIT
@@ -180,12 +180,12 @@ def test_without_costs_the_largest_tree_is_drafted() -> None:
 def test_a_failed_round_says_nothing_of_time() -> None:
     """A command that waited for its deadline is no cost of drafting."""
     server = Server(FLAT, CHEAP)
-    experience = Experience()
-    sizer = experience.sizer(Eagle2Policy(LIMIT))
+    experiences = Experiences()
+    sizer = experiences.sizer(Eagle2Policy(LIMIT))
     sizer.next_policy(server, server.drafting)
-    before = experience.load(1, FLAT, CHEAP)
+    before = experiences.of(server).load(1, FLAT, CHEAP)
     failed = Phase("draft.extend", 0, 0, 250_000_000, remote=True, failed="DEADLINE")
 
     sizer.observe(Round(0, 10, 1, 0, 0, end_ns=260_000_000, phases=[failed]))
 
-    assert experience.load(1, FLAT, CHEAP) == before
+    assert experiences.of(server).load(1, FLAT, CHEAP) == before

@@ -176,7 +176,7 @@ def test_attention_that_differs_from_the_models_own_is_refused(
     llama: TinyModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that packed attention gets wrong is found at load, not in its output."""
-    from arborist.target import attention
+    from arborist.common import packed_attention as attention
 
     right = attention._attend
     monkeypatch.setattr(attention, "_attend", lambda *args: right(*args) * 1.1)

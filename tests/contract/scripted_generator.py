@@ -30,8 +30,14 @@ class ScriptedGeneration:
         self._request = request
         self._next = -1
         self.finished: tuple[FinishReason, int] | None = None
+        self.closed = False
         self._tokens = 0
         self._over = False
+
+    @property
+    def num_given(self) -> int:
+        """Returns how many events were asked for."""
+        return self._next + 1
 
     def __aiter__(self) -> "ScriptedGeneration":
         """Returns itself."""
@@ -48,8 +54,9 @@ class ScriptedGeneration:
             await self._script.pass_gate(index)
             self._tokens += len(self._rounds[index])
             times = RoundTimes(1.0, 2.0, 3.0, 4.0, 10.0)
-            ids = tuple(self._rounds[index])
-            return DeliveredRound(index - 1, ids, 6, 2, 3, times, self._logprobs(ids))
+            ids, told = tuple(self._rounds[index]), self._script.logprobs
+            logprobs = tuple(told[index]) if told else self._logprobs(ids)
+            return DeliveredRound(index - 1, ids, 6, 2, 3, times, logprobs)
         if self.finished is None and self._script.failure is not None:
             raise self._script.failure
         self._over = True
@@ -75,6 +82,7 @@ class ScriptedGeneration:
 
     async def aclose(self) -> None:
         """Notes that everything was freed."""
+        self.closed = True
         self._script.closed.set()
 
 
@@ -87,12 +95,14 @@ class ScriptedGenerator:
         failure: Raised after the rounds, in place of a summary.
         refusal: Raised by `generate`.
         hold_at: Index of the round that never comes.
+        logprobs: Of the tokens of each round; empty = made up when asked for.
     """
 
     rounds: list[list[int]] = field(default_factory=lambda: [[5, 6], [7]])
     failure: Exception | None = None
     refusal: ArboristError | None = None
     hold_at: int = -1
+    logprobs: list[list[TokenLogprobs]] = field(default_factory=list)
     served: list[ServedModel] = field(default_factory=lambda: [MODEL])
     ready: bool = True
     requests: list[GenerationRequest] = field(default_factory=list)

@@ -24,6 +24,7 @@ from arborist.core.errors import (
     UnknownModelError,
 )
 from arborist.core.sampling import SamplingParams
+from arborist.orchestrator.api.completions import Completions
 from arborist.orchestrator.api.generation_servicer import GenerationServicer
 from arborist.orchestrator.api.validator import RequestLimits
 from arborist.orchestrator.session import FinishReason
@@ -42,7 +43,7 @@ async def serve() -> AsyncIterator[Serve]:
 
     async def start(generator: ScriptedGenerator) -> str:
         server = grpc.aio.server()
-        servicer = GenerationServicer(generator, TOKENIZER, LIMITS)
+        servicer = GenerationServicer(Completions(generator, TOKENIZER, LIMITS))
         pb_grpc.add_GenerationServiceServicer_to_server(servicer, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -433,7 +434,7 @@ async def test_a_server_that_goes_away_is_told_from_one_that_never_was(serve: Se
     generator = ScriptedGenerator(hold_at=1)
     server = grpc.aio.server()
     pb_grpc.add_GenerationServiceServicer_to_server(
-        GenerationServicer(generator, TOKENIZER, LIMITS), server
+        GenerationServicer(Completions(generator, TOKENIZER, LIMITS)), server
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

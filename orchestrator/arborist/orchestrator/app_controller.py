@@ -67,9 +67,7 @@ class ControllerReplica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Returns the HTTP API; called by Serve after the constructor."""
-        from arborist.orchestrator.api.http import create_http_app
-
-        return create_http_app(self._server.controller)
+        return self._server.http_app()
 
     async def __del__(self) -> None:
         """Drains; called by Serve before it ends the process."""

@@ -1,10 +1,11 @@
-"""A controller as a process has it: public gRPC port, metrics, traces, health. Knows no Ray."""
+"""A controller as a process has it: public APIs, metrics, traces, health. Knows no Ray."""
 
 from __future__ import annotations
 
 import asyncio
 from importlib.metadata import version
 
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from arborist.common.config import ArboristConfig
@@ -13,7 +14,10 @@ from arborist.common.server import RpcServer
 from arborist.common.serving_metrics import ServingMetrics
 from arborist.common.startup_objects import freeze_startup_objects
 from arborist.common.telemetry import build_span_recorder
+from arborist.orchestrator.api.completions import Completions
 from arborist.orchestrator.api.generation_servicer import GenerationServicer
+from arborist.orchestrator.api.http import create_http_app
+from arborist.orchestrator.api.openai.http_limits import HttpLimits
 from arborist.orchestrator.api.tokenizer import load_tokenizer
 from arborist.orchestrator.api.validator import RequestLimits
 from arborist.orchestrator.controller import Controller
@@ -48,7 +52,12 @@ class ControllerServer:
         self._config = config
         self._registry = registry or new_registry()
         self._recorder = build_span_recorder(config.telemetry, "controller", version("arborist"))
-        self._rpc = RpcServer([SERVICE_NAME], setting="controller.grpc_port")
+        self._rpc = RpcServer(
+            [SERVICE_NAME],
+            max_message_bytes=config.controller.max_request_bytes,
+            setting="controller.grpc_port",
+        )
+        self._completions: Completions | None = None
         self._metrics: MetricsServer | None = None
         self._health: asyncio.Task[None] | None = None
         self.controller = Controller(
@@ -77,7 +86,8 @@ class ControllerServer:
             load_tokenizer, target.resolved_model(), target.revision
         )
         limits = RequestLimits.from_config(settings, self._config.speculation)
-        servicer = GenerationServicer(self.controller, tokenizer, limits)
+        self._completions = Completions(self.controller, tokenizer, limits)
+        servicer = GenerationServicer(self._completions, settings.client_timeout_s)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, self._rpc.grpc_server)
         self.address = await self._rpc.start(settings.grpc_host, settings.grpc_port)
         self._metrics = MetricsServer(self._registry, settings.grpc_host, settings.metrics_port)
@@ -86,6 +96,13 @@ class ControllerServer:
         self._health = asyncio.get_running_loop().create_task(
             self._follow_health(), name="controller-health"
         )
+
+    def http_app(self) -> FastAPI:
+        """Returns the HTTP API, for whoever carries it; call it after `start`."""
+        if self._completions is None:
+            raise RuntimeError("the server has not started")
+        limits = HttpLimits.from_config(self._config.controller)
+        return create_http_app(self._completions, self._registry, limits)
 
     async def stop(self, grace_s: float) -> None:
         """Drains: refuses new requests, lets running ones finish, frees every port.

@@ -322,6 +322,25 @@ class ControllerConfig(Section):
     max_stop_bytes: int = Field(
         default=64, ge=1, le=4096, description="Longest stop string, in UTF-8 bytes."
     )
+    max_n: int = Field(
+        default=4, ge=1, le=128, description="Largest n: outputs of one prompt of an HTTP request."
+    )
+    max_prompts: int = Field(
+        default=32, ge=1, le=1024, description="Most prompts of one HTTP request."
+    )
+    max_request_bytes: int = Field(
+        default=1 << 20,
+        ge=1 << 14,
+        le=1 << 28,
+        description="Longest HTTP body or public gRPC message, in bytes; more is not read.",
+    )
+    client_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="Seconds for an HTTP body to arrive, and for a client to take each part of "
+        "its answer; after that the request is ended.",
+    )
     stop_grace_s: float = Field(
         default=5.0,
         ge=0,

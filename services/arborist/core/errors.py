@@ -68,6 +68,12 @@ class InvalidArgumentError(ArboristError):
         )
 
 
+class RequestTooLargeError(InvalidArgumentError):
+    """A request has more bytes than the server reads."""
+
+    reason = "REQUEST_TOO_LARGE"
+
+
 class UnknownSessionError(ArboristError):
     """The worker has no such session: open it again and prefill."""
 

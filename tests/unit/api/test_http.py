@@ -1,17 +1,13 @@
 """The HTTP door: health, models, error bodies."""
 
-import httpx
+from importlib.metadata import version
+
 import pytest
+from prometheus_client import CollectorRegistry, Counter
 from tests.contract.scripted_generator import ScriptedGenerator
+from tests.unit.api.http_app import client_of
 
 from arborist.core.errors import ResourceExhaustedError, UnavailableError
-from arborist.orchestrator.api.http import create_http_app
-
-
-def client_of(generator: ScriptedGenerator) -> httpx.AsyncClient:
-    """An HTTP client without a socket."""
-    transport = httpx.ASGITransport(create_http_app(generator), raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
 
 
 async def test_health_follows_the_controller() -> None:
@@ -100,3 +96,16 @@ async def test_unexpected_errors_say_nothing_but_an_incident() -> None:
     assert response.status_code == 500
     assert "secret" not in response.text
     assert "incident" in response.json()["error"]["message"]
+
+
+async def test_metrics_and_version_are_shown() -> None:
+    """The controller's own series, and the version that is installed."""
+    registry = CollectorRegistry()
+    Counter("arborist_things", "Things.", registry=registry).inc(3)
+    async with client_of(ScriptedGenerator(), registry=registry) as client:
+        metrics = await client.get("/metrics")
+        shown = await client.get("/version")
+
+    assert "arborist_things_total 3.0" in metrics.text
+    assert metrics.headers["content-type"].startswith("text/plain")
+    assert shown.json() == {"version": version("arborist")}

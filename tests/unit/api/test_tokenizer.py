@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from arborist.core.errors import InvalidArgumentError, MismatchError
 from arborist.orchestrator.api.incoming import ChatTurn
-from arborist.orchestrator.api.tokenizer import load_tokenizer
+from arborist.orchestrator.api.tokenizer import Tokenizer, load_tokenizer
 
 
 def test_a_saved_tokenizer_encodes_as_transformers_does(tmp_path: Path) -> None:
@@ -48,3 +48,23 @@ def test_no_chat_template_is_said_clearly() -> None:
     """A completion model refuses messages."""
     with pytest.raises(InvalidArgumentError, match="no chat template"):
         byte_fallback_tokenizer().render_chat([ChatTurn("user", "a")])
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level_tokenizer(), byte_fallback_tokenizer()])
+@pytest.mark.parametrize("text", ["abc", "b a a end c", "aé", "日本 c", "end\n"])
+def test_texts_of_single_tokens_make_up_the_text(tokenizer: Tokenizer, text: str) -> None:
+    """Their bytes side by side are the text's, whatever they are cut through."""
+    ids = tokenizer.encode(text)
+    said = b"".join(tokenizer.token_bytes(one) for one in ids)
+
+    assert said.decode().lstrip(" ") == tokenizer.decode(ids).lstrip(" ")
+    whole = [one for one in ids if "\N{REPLACEMENT CHARACTER}" not in tokenizer.token_text(one)]
+    assert all(tokenizer.token_text(one).encode() == tokenizer.token_bytes(one) for one in whole)
+
+
+def test_special_tokens_have_their_name() -> None:
+    """They have no text in an output, but log-probs must call them something."""
+    tokenizer = byte_level_tokenizer()
+
+    assert tokenizer.token_text(0) == "<|end|>"
+    assert tokenizer.token_text(10**6) == ""

@@ -10,6 +10,7 @@ from tests.contract.scripted_generator import ScriptedGenerator
 from tests.unit.api.tokenizers import byte_level_tokenizer
 
 from arborist.cli.main import main
+from arborist.orchestrator.api.completions import Completions
 from arborist.orchestrator.api.generation_servicer import GenerationServicer
 from arborist.orchestrator.api.validator import RequestLimits
 from arborist.v1 import generation_pb2_grpc as pb_grpc
@@ -148,7 +149,7 @@ async def test_a_running_server_answers(capsys: pytest.CaptureFixture[str]) -> N
     generator = ScriptedGenerator(rounds)
     server = grpc.aio.server()
     pb_grpc.add_GenerationServiceServicer_to_server(
-        GenerationServicer(generator, tokenizer, RequestLimits()), server
+        GenerationServicer(Completions(generator, tokenizer, RequestLimits())), server
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -12,17 +12,10 @@ import grpc.aio
 
 from arborist.common.errors import grpc_status, internal_error
 from arborist.core.errors import ArboristError, DeadlineError
-from arborist.orchestrator.api.completion import stream_completion
+from arborist.orchestrator.api.completions import Completions
 from arborist.orchestrator.api.generation_wire import read_request, write_event, write_models
-from arborist.orchestrator.api.incoming import ChatPrompt, IncomingRequest, TextPrompt
-from arborist.orchestrator.api.tokenizer import Tokenizer
-from arborist.orchestrator.api.validator import RequestLimits, Validator, ValidRequest
-from arborist.orchestrator.generation import Generator
 from arborist.v1 import generation_pb2 as pb
 from arborist.v1 import generation_pb2_grpc as pb_grpc
-
-# Tokenising more text than this may take longer than a round of the other sessions.
-_MAX_INLINE_CHARACTERS = 8192
 
 _log = logging.getLogger(__name__)
 
@@ -30,19 +23,15 @@ _log = logging.getLogger(__name__)
 class GenerationServicer(pb_grpc.GenerationServiceServicer):
     """Serves clients from one controller."""
 
-    def __init__(
-        self, generator: Generator, tokenizer: Tokenizer | None, limits: RequestLimits
-    ) -> None:
+    def __init__(self, completions: Completions, client_timeout_s: float = 60.0) -> None:
         """Prepares the service.
 
         Args:
-            generator: The controller.
-            tokenizer: Of the model served; None = it takes and gives token ids only.
-            limits: What requests may ask for.
+            completions: Where requests run; HTTP has the same one.
+            client_timeout_s: Longest wait for a client that does not read, in seconds.
         """
-        self._generator = generator
-        self._tokenizer = tokenizer
-        self._validator = Validator(limits, tokenizer)
+        self._completions = completions
+        self._client_timeout_s = client_timeout_s
 
     # Coroutines, where the stubs foresee generators: a handler that writes its messages itself is
     # cancelled where it stands, so that `finally` frees the session at once; a generator would be
@@ -72,33 +61,30 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         context: grpc.aio.ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse],
     ) -> pb.ListModelsResponse:
         """Names the models served."""
-        return write_models(self._generator.models())
+        return write_models(self._completions.generator.models())
 
     async def _generate(
         self,
         message: pb.GenerateRequest,
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
     ) -> None:
-        request = await self._validate(read_request(message, _traceparent(context)))
-        generation = self._generator.generate(request.generation)
-        events = stream_completion(generation, request, self._tokenizer)
+        request = await self._completions.validate(read_request(message, _traceparent(context)))
+        _, events = self._completions.start(request)
         async with aclosing(events):
             async for event in events:
-                await context.write(write_event(event))
+                await self._write(context, write_event(event))
 
-    async def _validate(self, request: IncomingRequest) -> ValidRequest:
-        models = self._generator.models()
-        if _num_characters(request) <= _MAX_INLINE_CHARACTERS:
-            return self._validator.validate(request, models)
-        return await asyncio.to_thread(self._validator.validate, request, models)
-
-
-def _num_characters(request: IncomingRequest) -> int:
-    if isinstance(request.prompt, TextPrompt):
-        return len(request.prompt.text)
-    if isinstance(request.prompt, ChatPrompt):
-        return sum(len(turn.content) for turn in request.prompt.turns)
-    return 0
+    async def _write(
+        self,
+        context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
+        message: pb.GenerateResponse,
+    ) -> None:
+        try:
+            async with asyncio.timeout(self._client_timeout_s):
+                await context.write(message)
+        except TimeoutError:
+            limit_s = self._client_timeout_s
+            raise DeadlineError(f"the client read nothing for {limit_s:g} s") from None
 
 
 def _traceparent(context: grpc.aio.ServicerContext[Any, Any]) -> str:

@@ -1,59 +1,57 @@
-"""The HTTP door: health and models, with errors as OpenAI's clients expect them."""
+"""The HTTP door: the API of OpenAI's clients, health, metrics."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from http import HTTPStatus
+from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from arborist.common.errors import internal_error
-from arborist.core.errors import ArboristError, ErrorCode
+from arborist.core.errors import UnknownModelError
+from arborist.orchestrator.api.completions import Completions
+from arborist.orchestrator.api.error_response import add_error_handlers
+from arborist.orchestrator.api.openai.answer import AnswerHead, AnswerWriter
+from arborist.orchestrator.api.openai.chat_answer import ChatWriter
+from arborist.orchestrator.api.openai.chat_request import ChatRequest
+from arborist.orchestrator.api.openai.completion_answer import CompletionWriter
+from arborist.orchestrator.api.openai.completion_request import CompletionRequest
+from arborist.orchestrator.api.openai.generation_endpoint import GenerationEndpoint
+from arborist.orchestrator.api.openai.generation_fields import GenerationFields
+from arborist.orchestrator.api.openai.http_limits import HttpLimits
+from arborist.orchestrator.api.openai.token_label import TokenLabels
+from arborist.orchestrator.api.openai.tokenization import Tokenization
 from arborist.orchestrator.generation import Generator, ServedModel
 
-_STATUS = {
-    ErrorCode.CANCELLED: 499,
-    ErrorCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
-    ErrorCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
-    ErrorCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
-    ErrorCode.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
-    ErrorCode.FAILED_PRECONDITION: HTTPStatus.BAD_REQUEST,
-    ErrorCode.ABORTED: HTTPStatus.CONFLICT,
-    ErrorCode.UNIMPLEMENTED: HTTPStatus.NOT_IMPLEMENTED,
-    ErrorCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
-    ErrorCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
-    ErrorCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
-}
 _OWNER = "arborist"
 
-_log = logging.getLogger(__name__)
 
-
-def create_http_app(controller: Generator) -> FastAPI:
+def create_http_app(
+    completions: Completions, registry: CollectorRegistry, limits: HttpLimits | None = None
+) -> FastAPI:
     """Builds the HTTP API of one controller.
 
     Args:
-        controller: What answers; asked on every request.
+        completions: Where requests run; gRPC has the same one.
+        registry: What `/metrics` shows.
+        limits: What bounds a request; None = defaults.
     Returns:
-        An application with `/health` (200 once a request would find a target, else 503) and
-        `/v1/models`.
+        An application with `/v1/models`, `/v1/completions`, `/v1/chat/completions`, `/tokenize`,
+        `/detokenize`, `/health` (200 once a request would find a target, else 503), `/metrics`
+        and `/version`.
     """
     app = FastAPI(title="Arborist", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_exception_handler(ArboristError, _on_arborist_error)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(Exception, _on_unexpected)
+    add_error_handlers(app)
+    _add_models(app, completions.generator)
+    _add_generation(app, completions, limits or HttpLimits())
+    _add_state(app, completions.generator, registry)
+    return app
 
-    @app.get("/health")
-    async def health() -> JSONResponse:
-        if controller.ready:
-            return JSONResponse({"status": "ready"})
-        return JSONResponse({"status": "not ready"}, HTTPStatus.SERVICE_UNAVAILABLE)
 
+def _add_models(app: FastAPI, controller: Generator) -> None:
     @app.get("/v1/models")
     async def list_models() -> JSONResponse:
         data = [_model_object(model) for model in controller.models()]
@@ -64,35 +62,44 @@ def create_http_app(controller: Generator) -> FastAPI:
         for model in controller.models():
             if model.id == model_id:
                 return JSONResponse(_model_object(model))
-        return error_response(
-            HTTPStatus.NOT_FOUND,
+        raise UnknownModelError(
             "no such model is served; GET /v1/models lists those that are",
-            "UNKNOWN_MODEL",
-            param="model",
+            metadata={"field": "model"},
         )
 
-    return app
+
+def _add_generation(app: FastAPI, completions: Completions, limits: HttpLimits) -> None:
+    def add(
+        path: str,
+        read: Callable[[bytes], GenerationFields],
+        writer: Callable[[AnswerHead, GenerationFields, TokenLabels], AnswerWriter],
+    ) -> None:
+        # An ASGI application of its own, not a handler: see there.
+        endpoint = GenerationEndpoint(read, writer, completions, limits)
+        app.router.add_route(path, endpoint, methods=["POST"])  # type: ignore[arg-type]
+
+    add("/v1/completions", CompletionRequest.read, CompletionWriter)
+    add("/v1/chat/completions", ChatRequest.read, ChatWriter)
+    tokenization = Tokenization(completions, limits)
+    app.router.add_route("/tokenize", tokenization.tokenize, methods=["POST"])
+    app.router.add_route("/detokenize", tokenization.detokenize, methods=["POST"])
 
 
-def error_response(
-    status: int, message: str, code: str, *, param: str | None = None, retry_after_ms: int = 0
-) -> JSONResponse:
-    """Returns an error body as OpenAI's API has it.
+def _add_state(app: FastAPI, controller: Generator, registry: CollectorRegistry) -> None:
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        if controller.ready:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready"}, HTTPStatus.SERVICE_UNAVAILABLE)
 
-    Args:
-        status: HTTP status.
-        message: One line for people.
-        code: Machine-readable reason.
-        param: Field that is wrong, if it is one.
-        retry_after_ms: Advice when to retry; 0 = none.
-    """
-    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        kind = "rate_limit_error"
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    # Retry-After counts whole seconds.
-    headers = {"Retry-After": str(-(-retry_after_ms // 1000))} if retry_after_ms > 0 else None
-    return JSONResponse(body, status, headers)
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        page = generate_latest(registry)
+        return Response(page, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    @app.get("/version")
+    async def show_version() -> JSONResponse:
+        return JSONResponse({"version": version("arborist")})
 
 
 def _model_object(model: ServedModel) -> dict[str, Any]:
@@ -103,40 +110,3 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
         "owned_by": _OWNER,
         "max_model_len": model.context_length,
     }
-
-
-async def _on_arborist_error(request: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, ArboristError):
-        return await _on_unexpected(request, error)
-    return error_response(
-        _STATUS[error.code],
-        error.message,
-        error.reason,
-        param=error.metadata.get("field"),
-        retry_after_ms=error.retry_after_ms,
-    )
-
-
-async def _on_http_error(request: Request, error: Exception) -> JSONResponse:
-    status = error.status_code if isinstance(error, HTTPException) else HTTPStatus.BAD_REQUEST
-    phrase = HTTPStatus(status).phrase
-    return error_response(
-        status, f"{request.method}: {phrase.lower()}", phrase.upper().replace(" ", "_")
-    )
-
-
-async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
-    first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
-    field = ".".join(str(part) for part in first.get("loc", ())[1:]) or None
-    return error_response(
-        HTTPStatus.BAD_REQUEST,
-        f"{field or 'body'}: {first.get('msg', 'is not valid')}",
-        "INVALID_ARGUMENT",
-        param=field,
-    )
-
-
-async def _on_unexpected(request: Request, error: Exception) -> JSONResponse:
-    shown = internal_error()
-    _log.error("http request failed: %s", shown.message, exc_info=error)
-    return error_response(HTTPStatus.INTERNAL_SERVER_ERROR, shown.message, shown.reason)

@@ -24,6 +24,7 @@ _TOKENIZER_FILES = (
     "vocab.txt",
 )
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_REASON_LENGTH = 200
 
 
@@ -45,6 +46,7 @@ class Tokenizer:
             index for token, index in backend.get_vocab().items() if _BYTE_TOKEN.fullmatch(token)
         )
         self._byte_ids = frozenset(byte_ids)
+        self._byte_of_letter = _byte_letters()
 
     @property
     def byte_ids(self) -> frozenset[int]:
@@ -96,6 +98,32 @@ class Tokenizer:
                 "messages", f"{len(turns)} messages", f"what the chat template takes: {reason}"
             ) from None
         return [int(one) for one in ids]
+
+    def token_text(self, token_id: int) -> str:
+        """Returns what a token adds to a text that it does not begin.
+
+        Args:
+            token_id: Any id.
+        Returns:
+            Its text; the name of a special token; U+FFFD for part of a character; empty for an id
+            without a token.
+        """
+        if token_id in self._special_ids:
+            return str(self._backend.convert_ids_to_tokens(token_id))
+        # Behind itself, because some decoders drop a leading space at the start of a text.
+        return self.decode((token_id, token_id))[len(self.decode((token_id,))) :]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Returns the bytes of a token's text, exact also for part of a character."""
+        text = self.token_text(token_id)
+        if _REPLACEMENT not in text:
+            return text.encode()
+        piece = str(self._backend.convert_ids_to_tokens(token_id))
+        if _BYTE_TOKEN.fullmatch(piece):
+            return bytes((int(piece[1:-1], 16),))
+        if all(one in self._byte_of_letter for one in piece):
+            return bytes(self._byte_of_letter[one] for one in piece)
+        return text.encode()
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Returns the text of token ids; special tokens have none, broken UTF-8 becomes U+FFFD."""
@@ -152,3 +180,13 @@ def _is_on_hub(model: str, revision: str | None, names: Iterable[str]) -> Iterab
             ) from None
         else:
             yield True
+
+
+def _byte_letters() -> dict[str, int]:
+    """Returns the letters that byte-level tokenizers write bytes with (GPT-2's table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [one for one in range(256) if one not in printable]
+    return {
+        **{chr(one): one for one in printable},
+        **{chr(256 + number): one for number, one in enumerate(others)},
+    }

@@ -39,6 +39,8 @@ class RequestLimits:
         default_max_tokens: max_tokens when unset; less where the context ends.
         max_stop_strings: Most stop strings.
         max_stop_bytes: Longest stop string, in UTF-8 bytes.
+        max_n: Most outputs of one prompt.
+        max_prompts: Most prompts of one request.
         max_depth: Most levels of a tree.
         max_top_k: Widest frontier of a tree.
         max_num_draft_tokens: Most drafted nodes verified per round.
@@ -49,6 +51,8 @@ class RequestLimits:
     default_max_tokens: int = 256
     max_stop_strings: int = 4
     max_stop_bytes: int = 64
+    max_n: int = 4
+    max_prompts: int = 32
     max_depth: int = MAX_DEPTH
     max_top_k: int = MAX_TOP_K
     max_num_draft_tokens: int = MAX_NUM_DRAFT_TOKENS
@@ -64,6 +68,8 @@ class RequestLimits:
             default_max_tokens=controller.default_max_tokens,
             max_stop_strings=controller.max_stop_strings,
             max_stop_bytes=controller.max_stop_bytes,
+            max_n=controller.max_n,
+            max_prompts=controller.max_prompts,
             max_depth=speculation.max_depth,
             max_top_k=speculation.max_top_k,
             max_num_draft_tokens=speculation.max_num_draft_tokens,
@@ -147,10 +153,25 @@ class Validator:
         eos = frozenset() if request.ignore_eos else frozenset(model.eos_token_ids)
         return ValidRequest(generation, tuple(request.stop), eos)
 
+    def check_choices(self, num_prompts: int, n: int) -> None:
+        """Checks how many outputs one request asks for.
+
+        Args:
+            num_prompts: Its prompts.
+            n: Outputs of each.
+        Raises:
+            InvalidArgumentError: Names field, value and limit.
+        """
+        most = self._limits.max_prompts
+        _require(
+            1 <= num_prompts <= most, "prompt", f"{num_prompts} prompts", f"1 to {most} prompts"
+        )
+        _require(1 <= n <= self._limits.max_n, "n", n, f"an integer in [1, {self._limits.max_n}]")
+
     def _prompt_ids(self, prompt: Prompt | None, model: ServedModel) -> list[int]:
         if prompt is None:
             raise InvalidArgumentError("prompt", "absent", "text, token ids or messages")
-        ids = self._encode(prompt)
+        ids = self.encode(prompt)
         _require(len(ids) > 0, "prompt", "0 tokens", "at least 1 token")
         longest = min(self._limits.max_prompt_tokens, model.context_length - 1)
         _require(len(ids) <= longest, "prompt", f"{len(ids)} tokens", f"at most {longest} tokens")
@@ -159,7 +180,12 @@ class Validator:
                 _check_token_id(f"token_ids[{index}]", token, model)
         return ids
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Returns a prompt's token ids, exactly as a request would use them.
+
+        Raises:
+            InvalidArgumentError: No text, no tokenizer, or a conversation that cannot be rendered.
+        """
         if isinstance(prompt, TokenPrompt):
             return list(prompt.token_ids)
         if isinstance(prompt, TextPrompt):

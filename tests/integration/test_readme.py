@@ -11,22 +11,25 @@ import subprocess
 import sys
 import threading
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import pytest
 from tests.documents import REPOSITORY, Document, parse, words
+from tests.integration.http_server import http_server
 from tests.integration.loopback import patient
 
 from arborist.cli.serve import LOCAL_CONFIG
 from arborist.client.call import DEFAULT_ADDRESS
-from arborist.common.config import load_config, parse_config
+from arborist.common.config import DEFAULT_MODEL_NAME, load_config, parse_config
 from arborist.common.default_pair import default_pair_directory
 from arborist.orchestrator.controller_server import ControllerServer
 from arborist.orchestrator.directory import FixedDirectory
 
 README = Document("README.md")
+HTTP_GUIDE = Document("docs/openai.md")
 PAIR = default_pair_directory()
 QUIET = ("--port", "0", "--metrics-port", "-1", "--num-threads", "1")
 
@@ -51,17 +54,38 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Curl:
+    """Sent for real, to the server's HTTP address."""
+
+    answer: str
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where the controller of the README's workers serves."""
+
+    grpc: str
+    http: str
+
+    def put_into(self, text: str) -> str:
+        """Returns a text of the README with these in place of the default ones."""
+        return text.replace(DEFAULT_ADDRESS, self.grpc).replace(DEFAULT_HTTP_ADDRESS, self.http)
+
+
+@dataclass(frozen=True)
 class Worker:
     """Run for real until it is ready, with small models on a CPU in place of those named."""
 
     role: str
     replaced: dict[str, str] = field(default_factory=dict)
+    extra: tuple[str, ...] = ()
 
 
+DEFAULT_HTTP_ADDRESS = "127.0.0.1:8000"
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
 SMALL_TARGET = {LLAMA: str(PAIR / "target"), "cuda:0": "cpu"}
 SMALL_DRAFT = {**SMALL_TARGET, "./eagle-head": str(PAIR / "head"), "cuda:1": "cpu"}
-COMMANDS: dict[str, Make | Run | Worker] = {
+COMMANDS: dict[str, Make | Run | Curl | Worker] = {
     "make demo": Make("arborist demo", "tests/ray/test_demo.py"),
     "make test": Make("python -m pytest"),
     "make serve": Make("arborist serve --config deploy/ray/local.yaml", "tests/ray/test_serve.py"),
@@ -71,15 +95,22 @@ COMMANDS: dict[str, Make | Run | Worker] = {
     '.venv/bin/arborist generate --local --chat "What is a mutex?" --speculation off --json': Run(
         ("--max-tokens", "16"), '"draft_tokens": 0'
     ),
+    f"curl http://{DEFAULT_HTTP_ADDRESS}/v1/chat/completions -d "
+    """'{"messages": [{"role": "user", "content": "What is a mutex?"}]}'""": Curl(
+        '"object":"chat.completion"'
+    ),
     f"arborist serve-target --model {LLAMA} --device cuda:0 --dtype bfloat16": Worker(
-        "target", SMALL_TARGET
+        "target",
+        SMALL_TARGET,
+        # What `make serve` calls it.
+        ("--name", DEFAULT_MODEL_NAME),
     ),
     f"arborist serve-draft --model ./eagle-head --target-model {LLAMA} --device cuda:1 "
     "--dtype bfloat16": Worker("draft", SMALL_DRAFT),
 }
 
 
-def of_way(kind: type[Make] | type[Run] | type[Worker]) -> list[Any]:
+def of_way(kind: type[Make] | type[Run] | type[Curl] | type[Worker]) -> list[Any]:
     """The commands that are tried in one way."""
     return [pytest.param(one, way, id=one) for one, way in COMMANDS.items() if type(way) is kind]
 
@@ -98,7 +129,7 @@ def worker_processes() -> Iterator[dict[str, str]]:
             if isinstance(way, Worker):
                 arguments = [way.replaced.get(one, one) for one in words(command)[1:]]
                 processes[way.role] = subprocess.Popen(
-                    arborist([*arguments, *QUIET]),
+                    arborist([*arguments, *QUIET, *way.extra]),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
@@ -123,8 +154,8 @@ def ready_address(process: "subprocess.Popen[str]") -> str:
 
 
 @contextmanager
-def controller(workers: dict[str, str]) -> Iterator[str]:
-    """A controller of these workers, on an event loop of its own; yields its address."""
+def controller(workers: dict[str, str]) -> Iterator[Addresses]:
+    """A controller of these workers, on an event loop of its own; yields its addresses."""
     settings = {"controller": {"grpc_port": 0, "metrics_port": -1}}
     config = patient(parse_config({"test": settings}))
     directory = FixedDirectory([workers["target"]], [workers["draft"]])
@@ -135,29 +166,30 @@ def controller(workers: dict[str, str]) -> Iterator[str]:
     def run(work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, loop).result()
 
-    async def start() -> ControllerServer:
+    stack = AsyncExitStack()
+
+    async def start() -> Addresses:
         server = ControllerServer(config, directory)
         await server.start()
+        stack.push_async_callback(server.stop, 0.0)
         await server.controller.wait_ready(60.0, want_draft=True)
-        return server
+        url = await stack.enter_async_context(http_server(server.http_app()))
+        return Addresses(server.address, url.removeprefix("http://"))
 
-    server: ControllerServer | None = None
     try:
-        server = run(start())
-        yield server.address
+        yield run(start())
     finally:
-        if server is not None:
-            run(server.stop(0.0))
+        run(stack.aclose())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def served() -> Iterator[Addresses]:
     """Where the README's workers serve, behind a controller."""
-    with worker_processes() as workers, controller(workers) as served:
-        yield served
+    with worker_processes() as workers, controller(workers) as addresses:
+        yield addresses
 
 
 def test_every_command_of_the_readme_is_tried() -> None:
@@ -187,9 +219,9 @@ def test_make_calls_what_the_readme_says(command: str, way: Make) -> None:
 
 
 @pytest.mark.parametrize(("command", "way"), of_way(Run))
-def test_commands_answer(command: str, way: Run, address: str) -> None:
+def test_commands_answer(command: str, way: Run, served: Addresses) -> None:
     """Each command of the README ends well and prints what it promises."""
-    extra = [one.format(address=address) for one in way.extra]
+    extra = [one.format(address=served.grpc) for one in way.extra]
     run = subprocess.run(
         arborist([*words(command)[1:], *extra]),
         cwd=REPOSITORY,
@@ -206,7 +238,7 @@ def test_commands_answer(command: str, way: Run, address: str) -> None:
 
 
 @pytest.mark.parametrize(("command", "way"), of_way(Worker))
-def test_bare_workers_are_valid_as_written(command: str, way: Worker, address: str) -> None:
+def test_bare_workers_are_valid_as_written(command: str, way: Worker, served: Addresses) -> None:
     """The command holds without what was replaced, and its small twin serves the others here."""
     parse(command)
 
@@ -214,12 +246,41 @@ def test_bare_workers_are_valid_as_written(command: str, way: Worker, address: s
     assert set(way.replaced) >= {one for one in words(command) if "cuda" in one}
 
 
-@pytest.mark.parametrize("snippet", README.blocks("python"))
-def test_snippets_run(snippet: str, address: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The Python of the README runs as it stands, but for the server's address."""
-    assert DEFAULT_ADDRESS in snippet
+def curl(command: str) -> httpx.Response:
+    """Sends what curl would send; it need not be there."""
+    program, url, *options = words(command)
+    assert program == "curl"
+    if not options:
+        return httpx.get(url, timeout=60)
+    option, body = options
+    assert option == "-d"
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    return httpx.post(url, content=body, headers=headers, timeout=60)
 
-    exec(compile(snippet.replace(DEFAULT_ADDRESS, address), "README.md", "exec"), {})
+
+@pytest.mark.parametrize(("command", "way"), of_way(Curl))
+def test_requests_are_answered(command: str, way: Curl, served: Addresses) -> None:
+    """Each `curl` of the README gets what it promises."""
+    response = curl(served.put_into(command))
+
+    assert response.status_code == 200, response.text
+    assert way.answer in response.text
+
+
+@pytest.mark.parametrize("command", HTTP_GUIDE.commands())
+def test_requests_of_the_guide_are_answered(command: str, served: Addresses) -> None:
+    """Each `curl` of the guide to HTTP is answered with 200."""
+    response = curl(served.put_into(command))
+
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("snippet", [*README.blocks("python"), *HTTP_GUIDE.blocks("python")])
+def test_snippets_run(snippet: str, served: Addresses, capsys: pytest.CaptureFixture[str]) -> None:
+    """The Python of the README runs as it stands, but for the server's address."""
+    assert DEFAULT_ADDRESS in snippet or DEFAULT_HTTP_ADDRESS in snippet
+
+    exec(compile(served.put_into(snippet), "README.md", "exec"), {})
 
     shown = re.fullmatch(r"(.*?)([\d.]+)\n", capsys.readouterr().out, re.DOTALL)
     assert shown
@@ -232,7 +293,8 @@ def test_addresses_are_the_default_ones() -> None:
     controller = load_config(REPOSITORY / LOCAL_CONFIG, {}).controller
     (line,) = [one for one in README.text.splitlines() if one.startswith("make serve")]
 
-    assert f"HTTP {controller.http_host}:{controller.http_port}" in line
+    assert f"HTTP {DEFAULT_HTTP_ADDRESS}" in line
+    assert f"{controller.http_host}:{controller.http_port}" == DEFAULT_HTTP_ADDRESS
     assert f"gRPC {controller.grpc_host}:{controller.grpc_port}" in line
     assert f"{controller.grpc_host}:{controller.grpc_port}" == DEFAULT_ADDRESS
 

@@ -1,5 +1,6 @@
 """One Ray for the whole run: `arborist serve` with the tiny golden pair."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from arborist.v1 import generation_pb2 as pb
 from arborist.v1 import generation_pb2_grpc as pb_grpc
 from tests.ray.serving import ServeProcess
+from tests.unit.api.tokenizers import byte_level_tokenizer
 
 PAIR = Path(__file__).resolve().parents[1] / "golden" / "eagle2"
 PROMPT = (11, 42, 7, 99, 3)
@@ -43,9 +45,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server that is ready; at the end Ctrl-C must leave nothing behind."""
     folder = tmp_path_factory.mktemp("serve")
     trace_file = folder / "trace.jsonl"
+    # The golden target has no tokenizer; a conversation needs one.
+    target = Path(shutil.copytree(PAIR / "target", folder / "target"))
+    byte_level_tokenizer()._backend.save_pretrained(target)
     config = folder / "serve.yaml"
     config.write_text(
-        f"target: {{model: {PAIR / 'target'}, name: tiny, port: 0, metrics_port: 0, "
+        f"target: {{model: {target}, name: tiny, port: 0, metrics_port: 0, "
         "kv_capacity_tokens: 8192, num_threads: 1}\n"
         f"draft: {{model: {PAIR / 'eagle_head'}, port: 0, metrics_port: 0, "
         "kv_capacity_tokens: 8192, num_threads: 1}\n"

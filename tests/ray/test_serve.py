@@ -65,6 +65,32 @@ def test_the_http_api_answers(served: Served) -> None:
     assert [one["id"] for one in models["data"]] == ["tiny"]
 
 
+def test_a_chat_streams_over_http(served: Served) -> None:
+    """The same text as over gRPC, in server-sent events that come through Serve; then metrics."""
+    messages = [{"role": "user", "content": "abc"}]
+    body = {"messages": messages, "max_tokens": 24, "ignore_eos": True, "stream": True}
+    request = urllib.request.Request(
+        f"http://{served.ready['http']}/v1/chat/completions",
+        data=json.dumps({**body, "stream_options": {"include_usage": True}}).encode(),
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+        lines = [one.decode().strip() for one in response]
+    events = [one.removeprefix("data: ") for one in lines if one]
+    assert events.pop() == "[DONE]"
+    *chunks, counts = map(json.loads, events)
+    text = "".join(one["choices"][0]["delta"].get("content", "") for one in chunks)
+
+    same = pb.GenerateRequest(max_tokens=24, ignore_eos=True)
+    same.messages.messages.add(role="user", content="abc")
+    rounds = [one.round for one in served.stub.Generate(same, timeout=60)]
+    assert text == "".join(one.text for one in rounds) != ""
+    assert counts["usage"]["completion_tokens"] == 24
+    assert counts["metrics"]["speculative_decoding"]["num_spec_steps"] < 24
+    with urllib.request.urlopen(f"http://{served.ready['http']}/metrics", timeout=30) as page:
+        assert b"arborist_generation_tokens_total" in page.read()
+
+
 def test_the_grpc_port_has_health_and_reflection(served: Served) -> None:
     """The controller's own port says SERVING and names its service."""
     with grpc.insecure_channel(served.ready["grpc"]) as channel:

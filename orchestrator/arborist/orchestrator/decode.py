@@ -479,7 +479,7 @@ class Decoder:
 
     async def _append(self, parts: list[Pairs], timer: PhaseTimer) -> None:
         """Feeds the draft outside a round; a failure only costs the draft."""
-        # Behind the last round that was drafted (tree_id at most one less), ahead of this one's tree.
+        # Stamped behind every round that was drafted, and ahead of this one's tree.
         before_round = max(timer.round.round_index, 0)
         for pairs in parts:
             draft = self._draft
@@ -608,10 +608,11 @@ class Decoder:
             return False
         self._ask_draft(self._pick_draft())
         self._rested_from = 0
-        if not await self._catch_up(timer):
+        if await self._catch_up(timer):
+            return True
+        if index >= self._draft_retry_at:  # It did not open; what else fails has been counted.
             self._lose_draft(index)
-            return False
-        return True
+        return False
 
     async def _feed_from(self, first: int, timer: PhaseTimer) -> None:
         """Gives the draft what it lacks; the last part goes with the round's Extend.

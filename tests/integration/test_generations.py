@@ -80,6 +80,24 @@ async def test_greedy_output_is_transformers_output(target_engine, draft_engine,
         await running.wait_idle()
 
 
+async def test_trees_that_follow_the_load_change_no_token(target_engine, draft_engine, reference):
+    """Whatever is measured on this machine, for one session and for many, greedy and drawn."""
+    config = parse_config({"test": {"speculation": {"adaptive": True}}})
+    drawn = {"sampling": SamplingParams(temperature=0.9), "seed": 5}
+    async with deployment(targets=[target_engine], drafts=[draft_engine], config=config) as running:
+        alone = (await complete(running, request(PROMPTS[0], 60, **drawn))).tokens
+        many = [request(prompt, 60) for prompt in PROMPTS for _ in range(4)]
+        done = await asyncio.gather(*(complete(running, one) for one in many))
+        among = await asyncio.gather(
+            complete(running, request(PROMPTS[0], 60, **drawn)),
+            *(complete(running, one) for one in many),
+        )
+        for one, asked in zip(done, many, strict=True):
+            assert one.tokens == reference(asked.prompt_token_ids, 60)
+        assert among[0].tokens == alone
+        await running.wait_idle()
+
+
 async def test_recorded_outputs_of_the_official_code_come_back(target_engine, draft_engine):
     """The controller over gRPC yields what the official code recorded for the golden prompts."""
     recorded = json.loads((PAIR / "greedy_k4_d3_t8.json").read_text())

@@ -55,6 +55,24 @@ def test_a_request_wins_over_the_deployment(
 
 
 @pytest.mark.parametrize(
+    ("config", "asked", "adapts"),
+    [
+        ({}, {}, True),
+        ({}, {"policy": "eagle2"}, True),
+        ({"adaptive": False}, {}, False),
+        ({}, {"depth": 3}, False),
+        ({}, {"num_draft_tokens": 7}, False),
+    ],
+)
+def test_trees_follow_the_load_unless_their_size_is_said(
+    config: dict[str, Any], asked: dict[str, Any], adapts: bool
+) -> None:
+    """By the deployment or by the request."""
+    choice = PolicyChoice(SpeculationConfig(**config))
+    assert choice.adapts(SpeculationOptions(**asked)) is adapts
+
+
+@pytest.mark.parametrize(
     ("config", "asked"), [({"enabled": False}, {}), ({"policy": "chain"}, {"enabled": False})]
 )
 def test_off_is_plain_decoding(config: dict[str, Any], asked: dict[str, Any]) -> None:

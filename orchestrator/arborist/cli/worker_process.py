@@ -1,4 +1,4 @@
-"""A worker started as a process of its own, for commands that bring their workers along."""
+"""A worker or controller as a process of its own, for commands that bring their server along."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from collections.abc import AsyncIterator, Sequence
 
 from arborist.core.errors import UnavailableError
 
-_READY = re.compile(r"ready: .*?grpc://(?P<address>[^\s]+:\d+)")
+_READY = re.compile(
+    r"ready: .*?grpc://(?P<address>[^\s]+:\d+)(?:.* metrics=(?P<metrics_url>[^\s]+))?"
+)
 
 
 class WorkerProcess:
-    """`arborist serve-draft` or `serve-target` under our wing: started, awaited, stopped."""
+    """`arborist serve-draft`, `serve-target` or `serve-controller` under our wing.
+
+    Attributes:
+        metrics_url: Where it shows its metrics, known once it is ready; empty = nowhere.
+    """
 
     def __init__(self, arguments: Sequence[str]) -> None:
         """Prepares a process; nothing runs yet. It inherits this process's environment.
@@ -22,6 +28,7 @@ class WorkerProcess:
             arguments: What follows `arborist` on the command line.
         """
         self._arguments = list(arguments)
+        self.metrics_url = ""
         self._process: asyncio.subprocess.Process | None = None
         self._tail: list[str] = []
         self._drain: asyncio.Task[None] | None = None
@@ -75,6 +82,7 @@ class WorkerProcess:
     async def _await_ready(self, process: asyncio.subprocess.Process) -> str:
         async for line in self._lines(process):
             if match := _READY.search(line):
+                self.metrics_url = match["metrics_url"] or ""
                 return match["address"]
         await process.wait()
         last = self._tail[-1] if self._tail else "no output"

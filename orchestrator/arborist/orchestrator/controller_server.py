@@ -9,7 +9,8 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from arborist.common.config import ArboristConfig
-from arborist.common.metrics_server import MetricsServer, new_registry
+from arborist.common.event_loop_metrics import watch_event_loop
+from arborist.common.metrics_server import MetricsServer, metrics_url, new_registry
 from arborist.common.server import RpcServer
 from arborist.common.serving_metrics import ServingMetrics
 from arborist.common.startup_objects import freeze_startup_objects
@@ -73,6 +74,11 @@ class ControllerServer:
         """Returns the Prometheus port; −1 = off."""
         return self._metrics.port if self._metrics is not None else -1
 
+    @property
+    def metrics_url(self) -> str:
+        """Returns where the metrics are shown; empty = nowhere."""
+        return metrics_url(self._config.controller.grpc_host, self.metrics_port)
+
     async def start(self) -> None:
         """Binds the ports and begins to connect to workers; not SERVING before one is there.
 
@@ -90,6 +96,7 @@ class ControllerServer:
         servicer = GenerationServicer(self._completions, settings.client_timeout_s)
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, self._rpc.grpc_server)
         self.address = await self._rpc.start(settings.grpc_host, settings.grpc_port)
+        watch_event_loop(self._registry)
         self._metrics = MetricsServer(self._registry, settings.grpc_host, settings.metrics_port)
         await self.controller.start()
         freeze_startup_objects()

@@ -27,6 +27,18 @@ def new_registry() -> CollectorRegistry:
     return registry
 
 
+def metrics_url(host: str, port: int) -> str:
+    """Returns where a process shows its metrics; empty = it does not.
+
+    Args:
+        host: Address that was bound.
+        port: Port that was bound, −1 = off.
+    """
+    if port == OFF:
+        return ""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/metrics"
+
+
 class MetricsServer:
     """Serves ``/metrics`` from a thread; nothing is done until somebody asks."""
 

@@ -17,10 +17,11 @@ import uvloop
 
 from arborist.common.config import ArboristConfig, WorkerConfig
 from arborist.common.ended_thread import in_ended_thread
+from arborist.common.event_loop_metrics import watch_event_loop
 from arborist.common.forward_costs import ForwardCosts
 from arborist.common.loading_gate import LoadingGate
 from arborist.common.logging_setup import configure_logging
-from arborist.common.metrics_server import MetricsServer, new_registry
+from arborist.common.metrics_server import MetricsServer, metrics_url, new_registry
 from arborist.common.server import RpcServer, wait_for_signal
 from arborist.common.span_sink import SpanSink
 from arborist.common.startup_objects import freeze_startup_objects
@@ -101,13 +102,19 @@ class RunningWorker:
     """A worker that serves until `stop`."""
 
     def __init__(
-        self, worker: AnyWorker, server: RpcServer, address: str, metrics_port: int
+        self,
+        worker: AnyWorker,
+        server: RpcServer,
+        address: str,
+        metrics_host: str,
+        metrics_port: int,
     ) -> None:
         self._worker = worker
         self._server = server
         self._resources = AsyncExitStack()
         self.address = address
         self.metrics_port = metrics_port
+        self.metrics_url = metrics_url(metrics_host, metrics_port)
 
     @property
     def info(self) -> WorkerInfo:
@@ -151,6 +158,7 @@ async def start_worker(role: WorkerRole, config: ArboristConfig) -> RunningWorke
         software = version("arborist")
         registry = new_registry()
         metrics = PrometheusWorkerMetrics(registry, role.name)
+        watch_event_loop(registry)
         metrics_server = MetricsServer(registry, settings.host, settings.metrics_port)
         stack.callback(metrics_server.close)
         recorder = build_span_recorder(config.telemetry, role.name, software)
@@ -182,7 +190,7 @@ async def start_worker(role: WorkerRole, config: ArboristConfig) -> RunningWorke
         gate.open()
         freeze_startup_objects()
         await server.set_serving(True)
-        running = RunningWorker(worker, server, address, metrics_server.port)
+        running = RunningWorker(worker, server, address, settings.host, metrics_server.port)
         running._resources = stack.pop_all()
         return running
 
@@ -209,10 +217,11 @@ def ready_line(role: str, worker: RunningWorker) -> str:
     """Returns the line that says where the worker is and what fits into it."""
     info = worker.info
     length = info.model.context_length
+    metrics = f" metrics={worker.metrics_url}" if worker.metrics_url else ""
     return (
         f"ready: {role} grpc://{worker.address} model={info.model.name} device={info.device} "
         f"dtype={info.model.dtype} kv={info.kv_capacity_tokens} tokens, fits "
-        f"{info.kv_capacity_tokens // length if length else 0} sessions of {length} tokens"
+        f"{info.kv_capacity_tokens // length if length else 0} sessions of {length} tokens{metrics}"
     )
 
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +12,7 @@ import typer
 import uvloop
 
 from arborist.cli.dtype_names import DTYPE_NAMES
+from arborist.cli.machine import machine_facts
 from arborist.core.errors import InvalidArgumentError
 from arborist.core.policy_settings import POLICY_NAMES
 from arborist.core.shape import TreeShape
@@ -180,7 +178,7 @@ def _measure(settings: Any, questions: Any) -> dict[str, Any]:
         margins = measure_margins(settings, results.prompts, plain, places)
     return {
         "schema": SCHEMA,
-        "machine": _machine(),
+        "machine": machine_facts(),
         "settings": _settings(settings)
         | {"num_prompts": len(results.prompts), "num_skipped": results.num_skipped},
         "modes": {
@@ -217,28 +215,6 @@ def _settings(settings: Any) -> dict[str, Any]:
         values[name] = values[name] and Path(values[name]).name
     values.update(shape, modes=list(settings.modes))
     return values
-
-
-def _machine() -> dict[str, Any]:
-    import torch
-
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "arborist": version("arborist"),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _print(report: dict[str, Any]) -> None:

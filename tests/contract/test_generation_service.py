@@ -469,3 +469,18 @@ async def test_a_server_that_is_not_there_is_named(unused_tcp_port: int, blockin
 
     assert isinstance(error, UnavailableError)
     assert address in error.message
+
+
+async def test_the_controller_knows_whose_request_it_is(serve: Serve) -> None:
+    """By the key in the call's metadata, else by address; the key itself stays at the door."""
+    generator = ScriptedGenerator()
+    async with stub_for(await serve(generator)) as stub:
+        for metadata in ((("authorization", "Bearer k1"),), (("x-api-key", "k2"),), ()):
+            async for _ in stub.Generate(request(), metadata=metadata):
+                pass
+
+    first, second, third = [one.client_key for one in generator.requests]
+    assert len({first, second, third}) == 3
+    assert third == "ipv4:127.0.0.1"
+    assert "k1" not in first
+    assert "k2" not in second

@@ -26,6 +26,7 @@ class CommandModule(Protocol):
 COMMANDS = (
     "serve",
     "generate",
+    "chat.command",
     "demo",
     "bench.command",
     "bench_serve.command",

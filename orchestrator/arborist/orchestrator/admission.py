@@ -1,9 +1,9 @@
-"""Who may start: a bounded number of sessions, a bounded queue, refusal before any work."""
+"""Who may start: bounds on sessions, queue and each client, refusal before any work."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 from arborist.core.errors import ResourceExhaustedError
@@ -16,9 +16,10 @@ _MAX_TRIES_ALONE = 20
 class Ticket:
     """A request's place: waiting, running, or left."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, key: str) -> None:
         """Made by `Admission.enter`."""
         self._admission = admission
+        self._key = key
         self._turn: asyncio.Future[None] | None = None
         self._running = False
         self._tries_alone = 0
@@ -52,7 +53,12 @@ class Admission:
     """Running and waiting requests of one controller; one event loop owns it."""
 
     def __init__(
-        self, max_running: int, max_waiting: int, on_change: Callable[[int, int], None]
+        self,
+        max_running: int,
+        max_waiting: int,
+        on_change: Callable[[int, int], None],
+        *,
+        max_per_key: int = 0,
     ) -> None:
         """Opens the door.
 
@@ -60,7 +66,10 @@ class Admission:
             max_running: Most requests decoded at a time.
             max_waiting: Most requests in the queue.
             on_change: Told (running, waiting) after every change.
+            max_per_key: Most requests of one key, running and waiting together; 0 = no bound.
         """
+        self._max_per_key = max_per_key
+        self._per_key: Counter[str] = Counter()
         self._max_running = max_running
         self._max_waiting = max_waiting
         self._on_change = on_change
@@ -75,14 +84,27 @@ class Admission:
         """Returns requests in the queue."""
         return len(self._waiting)
 
-    def enter(self) -> Ticket:
+    def enter(self, key: str = "") -> Ticket:
         """Gives a request a place.
 
+        Args:
+            key: Whose it is; what the bound per key counts.
+
         Raises:
-            ResourceExhaustedError: Sessions and queue are full; says when to come again.
+            ResourceExhaustedError: Sessions and queue are full, or the key has its share; says
+                when to come again.
         """
-        ticket = Ticket(self)
+        if self._max_per_key and self._per_key[key] >= self._max_per_key:
+            raise ResourceExhaustedError(
+                f"{self._per_key[key]} requests of this client run or wait: at most "
+                f"{self._max_per_key}",
+                metadata={"field": "max_requests_per_key", "limit": str(self._max_per_key)},
+                # One of its own has to end, whatever others do.
+                retry_after_ms=_bounded_ms(self._mean_s / self._max_per_key),
+            )
+        ticket = Ticket(self, key)
         if not self._waiting and self._has_room():
+            self._per_key[key] += 1
             self._start(ticket)
             self._changed()
             return ticket
@@ -93,6 +115,7 @@ class Admission:
                 retry_after_ms=self._retry_after_ms(),
             )
         ticket._turn = asyncio.get_running_loop().create_future()
+        self._per_key[key] += 1
         self._waiting.append(ticket)
         self._changed()
         return ticket
@@ -105,8 +128,7 @@ class Admission:
         return not self._full_until_change and self.num_running < self._max_running
 
     def _retry_after_ms(self) -> int:
-        turns = (self.num_waiting + 1) / self._max_running
-        return round(1e3 * min(max(self._mean_s * turns, 0.1), 60.0))
+        return _bounded_ms(self._mean_s * (self.num_waiting + 1) / self._max_running)
 
     def _start(self, ticket: Ticket) -> None:
         ticket._running = True
@@ -146,7 +168,14 @@ class Admission:
             self._waiting.remove(ticket)
         else:
             return
+        self._per_key[ticket._key] -= 1
+        if not self._per_key[ticket._key]:
+            del self._per_key[ticket._key]  # Keys come from outside: none is kept for nothing.
         self._pump()
 
     def _changed(self) -> None:
         self._on_change(self.num_running, self.num_waiting)
+
+
+def _bounded_ms(seconds: float) -> int:
+    return round(1e3 * min(max(seconds, 0.1), 60.0))

@@ -90,7 +90,10 @@ class Controller:
             period_s=config.ray.renew_period_s,
         )
         self._admission = Admission(
-            config.controller.max_sessions, config.controller.max_queued_requests, metrics.set_load
+            config.controller.max_sessions,
+            config.controller.max_queued_requests,
+            metrics.set_load,
+            max_per_key=config.controller.max_requests_per_key,
         )
         self._policies = PolicyChoice(config.speculation)
         self._experiences = Experiences()
@@ -196,7 +199,7 @@ class Controller:
             UnavailableError: Stopping, or no target is there.
             UnknownModelError: No such model.
             InvalidArgumentError: A bound is exceeded.
-            ResourceExhaustedError: Sessions and queue are full.
+            ResourceExhaustedError: Sessions and queue are full, or the client has its share.
         """
         try:
             return self._admit(request)
@@ -211,7 +214,7 @@ class Controller:
         model = self._choose(request.model)
         _check(request, model)
         policy = self._policies.choose(request.speculation)
-        ticket = self._admission.enter()
+        ticket = self._admission.enter(request.client_key)
         sampling = request.sampling
         if sampling.greedy:
             sampling = dataclasses.replace(sampling, seed=0)

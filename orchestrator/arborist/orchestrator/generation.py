@@ -50,6 +50,7 @@ class GenerationRequest:
         num_logprobs: Most probable tokens listed with every token's raw log-probs, in [0, 20];
             None = no log-probs.
         traceparent: W3C trace context of the caller; empty = a new trace.
+        client_key: Whose request it is, never a secret itself: what bounds per client count.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -62,6 +63,7 @@ class GenerationRequest:
     stop_token_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None
     traceparent: str = ""
+    client_key: str = ""
 
     def session(self, session_id: str, eos_token_ids: Sequence[int]) -> Session:
         """Returns a fresh session that decodes it.

@@ -288,6 +288,13 @@ class ControllerConfig(Section):
         le=65_536,
         description="Most requests waiting; more are RESOURCE_EXHAUSTED.",
     )
+    max_requests_per_key: int = Field(
+        default=0,
+        ge=0,
+        le=65_536,
+        description="Most requests of one client, running and waiting together; 0 = no bound. A "
+        "client is its `authorization` or `x-api-key`, else its address.",
+    )
     prefill_chunk_tokens: int = Field(
         default=256, ge=1, le=65_536, description="Prompt tokens of one prefill command."
     )

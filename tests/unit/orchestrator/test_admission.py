@@ -103,3 +103,37 @@ async def test_who_does_not_fit_even_alone_is_refused_in_the_end(monkeypatch):
         await insist()
     ticket.leave()
     assert (admission.num_running, admission.num_waiting) == (0, 0)
+
+
+async def test_a_client_has_its_share_and_no_more():
+    """Running and waiting count together; others still get in; what ends makes room."""
+    reported: list[tuple[int, int]] = []
+    admission = Admission(1, 9, lambda *load: reported.append(load), max_per_key=2)
+    running, waiting = admission.enter("a"), admission.enter("a")
+    with pytest.raises(ResourceExhaustedError, match="2 requests of this client") as refused:
+        admission.enter("a")
+    assert refused.value.retry_after_ms >= 100
+    assert refused.value.metadata["limit"] == "2"
+    assert reported[-1] == (1, 1)
+
+    admission.enter("b")
+    running.step_back(ResourceExhaustedError("full"))
+    with pytest.raises(ResourceExhaustedError):
+        admission.enter("a")
+    for ticket in (waiting, waiting, running, running):
+        ticket.leave()
+    again = admission.enter("a")
+    again.leave()
+    # Keys come from outside: nothing is kept of those that are gone.
+    assert set(admission._per_key) == {"b"}
+
+
+async def test_who_is_refused_for_a_full_queue_does_not_count():
+    """A refusal takes no part of the client's share."""
+    admission = Admission(1, 0, lambda *_: None, max_per_key=2)
+    first = admission.enter("a")
+    for _ in range(3):
+        with pytest.raises(ResourceExhaustedError, match="at most 1 and 0"):
+            admission.enter("a")
+    first.leave()
+    assert not admission._per_key

@@ -77,10 +77,8 @@ async def own_server(settings: OwnServerSettings) -> AsyncIterator[OwnServer]:
             started[role] = process
             return await process.start(_START_S)
 
-        async with asyncio.TaskGroup() as group:
-            workers = {role: group.create_task(start(role, {})) for role in ("target", "draft")}
-        addresses = {role: task.result() for role, task in workers.items()}
-        address = await start("controller", addresses)
+        target, draft = await asyncio.gather(start("target", {}), start("draft", {}))
+        address = await start("controller", {"target": target, "draft": draft})
         yield OwnServer(address, {role: one.metrics_url for role, one in started.items()})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from contextlib import aclosing
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ import grpc.aio
 
 from arborist.common.errors import grpc_status, internal_error
 from arborist.core.errors import ArboristError, DeadlineError
+from arborist.orchestrator.api.client_key import client_key
 from arborist.orchestrator.api.completions import Completions
 from arborist.orchestrator.api.generation_wire import read_request, write_event, write_models
 from arborist.v1 import generation_pb2 as pb
@@ -68,7 +70,11 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         message: pb.GenerateRequest,
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
     ) -> None:
-        request = await self._completions.validate(read_request(message, _traceparent(context)))
+        key = client_key(context.invocation_metadata() or (), context.peer())
+        asked = dataclasses.replace(
+            read_request(message, _traceparent(context)), client_key=key
+        )
+        request = await self._completions.validate(asked)
         _, events = self._completions.start(request)
         async with aclosing(events):
             async for event in events:

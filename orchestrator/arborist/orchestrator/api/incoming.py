@@ -70,6 +70,7 @@ class IncomingRequest:
         stop_token_ids: Further tokens that end the output.
         num_logprobs: Most probable tokens listed with every token's log-probs; None = no log-probs.
         traceparent: W3C trace context of the caller; empty = none.
+        client_key: Whose request it is, as `client_key` says.
     """
 
     prompt: Prompt | None
@@ -91,3 +92,4 @@ class IncomingRequest:
     stop_token_ids: Sequence[int] = ()
     num_logprobs: int | None = None
     traceparent: str = ""
+    client_key: str = ""

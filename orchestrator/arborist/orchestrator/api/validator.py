@@ -149,6 +149,7 @@ class Validator:
             num_logprobs=request.num_logprobs,
             # What does not parse is to be ignored, says the standard.
             traceparent=request.traceparent if parse_traceparent(request.traceparent) else "",
+            client_key=request.client_key,
         )
         eos = frozenset() if request.ignore_eos else frozenset(model.eos_token_ids)
         return ValidRequest(generation, tuple(request.stop), eos)

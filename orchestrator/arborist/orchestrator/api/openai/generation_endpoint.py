@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from arborist.core.errors import ArboristError
 from arborist.core.sampling import choice_seed
+from arborist.orchestrator.api.client_key import client_key
 from arborist.orchestrator.api.completion import CompletionEvent, TextRound
 from arborist.orchestrator.api.completions import Completions
 from arborist.orchestrator.api.error_response import error_body, unexpected_error
@@ -91,8 +92,11 @@ class GenerationEndpoint:
     async def _answer(
         self, fields: GenerationFields, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        traceparent = Headers(scope=scope).get("traceparent", "")
-        requests = await self._validate(fields, traceparent)
+        headers = Headers(scope=scope)
+        host, _ = scope.get("client") or ("", 0)
+        # The first header of a name counts, as it does for whoever checks keys.
+        key = client_key(reversed(headers.items()), f"{host}:0")
+        requests = await self._validate(fields, headers.get("traceparent", ""), key)
         async with Choices(self._completions, requests) as choices:
             if fields.stream:
                 await self._stream(choices, fields, EventStream(send))
@@ -100,7 +104,9 @@ class GenerationEndpoint:
                 response = await self._whole(choices, fields)
                 await response(scope, receive, send)
 
-    async def _validate(self, fields: GenerationFields, traceparent: str) -> list[ValidRequest]:
+    async def _validate(
+        self, fields: GenerationFields, traceparent: str, key: str
+    ) -> list[ValidRequest]:
         """Returns a checked request per choice: all of the first prompt, then of the next."""
         prompts = fields.prompts
         self._completions.validator.check_choices(len(prompts), fields.n)
@@ -108,7 +114,10 @@ class GenerationEndpoint:
         for index, prompt in enumerate(prompts):
             name = "prompt" if len(prompts) == 1 else f"prompt[{index}]"
             with renamed_fields(fields, name):
-                valid = await self._completions.validate(fields.incoming(prompt, traceparent))
+                asked = dataclasses.replace(
+                    fields.incoming(prompt, traceparent), client_key=key
+                )
+                valid = await self._completions.validate(asked)
             requests += [_choice(valid, number) for number in range(fields.n)]
         return requests
 

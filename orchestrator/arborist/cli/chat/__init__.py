@@ -1,0 +1,1 @@
+"""`arborist chat`: a conversation in the terminal."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from arborist.common.command import Opened, OpenSession, ReadRows, Released, RunWork
 from arborist.common.errors import internal_error
+from arborist.common.gathering import Gathering
 from arborist.common.job import Job
 from arborist.common.worker_engine import RunsAhead, WorkerEngine
 from arborist.core.engine import SessionKey
@@ -30,7 +31,8 @@ class ComputeThread:
     `max_rows` commands and `max_batch_tokens` tokens. Commands of one session never overtake each
     other. What is no forward (open, read, release) runs before it. With nothing left to do, an
     engine that runs ahead does so once. Answers leave after each forward; those of commands that
-    are the first of a pair leave with the second's.
+    are the first of a pair leave with the second's. Before it begins, a forward waits a moment for
+    sessions that were just answered and usually come back at once: see `gathering`.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class ComputeThread:
         max_rows: int,
         max_batch_tokens: int,
         name: str,
+        gather_share: float = 0.0,
     ) -> None:
         """Prepares the thread; `start` starts it.
 
@@ -54,7 +57,10 @@ class ComputeThread:
             max_rows: Most commands of one forward.
             max_batch_tokens: Most tokens of one forward, unless one command has more.
             name: Name of the thread.
+            gather_share: Longest wait for sessions just answered, as a share of a forward's fixed
+                time; 0 = none.
         """
+        self._gathering = Gathering(gather_share)
         self._engine = engine
         self._read = read
         self._finish = finish
@@ -99,7 +105,7 @@ class ComputeThread:
         return not self._thread.is_alive()
 
     def _loop(self) -> None:
-        while self._receive():
+        while self._receive() and self._gather():
             controls, batch = self._take()
             if controls:
                 for job in controls:
@@ -107,8 +113,11 @@ class ComputeThread:
                 self.kv_reserved_tokens = self._engine.kv_reserved_tokens
                 self._deliver(controls)
             if batch:
+                start_s = time.perf_counter()
                 self._run_batch(batch)
+                self._note_forward(batch, time.perf_counter() - start_s)
                 self._deliver_in_pairs(batch)
+                self._gathering.answered(time.perf_counter())
                 if not self._pending and self._inbox.empty():
                     self._run_ahead()
 
@@ -136,8 +145,18 @@ class ComputeThread:
         for session in sessions:
             self._ahead_ns[session] = (start_ns, end_ns)
 
+    def _note_forward(self, batch: list[Job], seconds: float) -> None:
+        sessions = [job.command.session for job in batch]
+        self._gathering.ran(sessions, sum(job.num_tokens for job in batch), seconds)
+        for job in self._pending:
+            self._gathering.came(job.command.session)
+
     def _receive(self) -> bool:
-        """Moves everything received to `_pending`, waiting if there is nothing to do."""
+        """Moves everything received to `_pending`, waiting if there is nothing to do.
+
+        Returns:
+            False once the thread is to end.
+        """
         while True:
             try:
                 item = self._inbox.get(block=not self._pending)
@@ -145,12 +164,36 @@ class ComputeThread:
                 return True
             if item is None:
                 return False
-            if isinstance(item, list):
-                self._pending.extend(item)
-            else:
-                item()
+            self._accept(item)
             if self._inbox.empty() and self._pending:
                 return True
+
+    def _gather(self) -> bool:
+        """Waits a moment for sessions that usually come back at once.
+
+        Returns:
+            False once the thread is to end.
+        """
+        while (
+            len(self._pending) < self._max_rows
+            and (patience_s := self._gathering.patience_s(time.perf_counter())) > 0.0
+        ):
+            try:
+                item = self._inbox.get(timeout=patience_s)
+            except queue.Empty:
+                return True
+            if item is None:
+                return False
+            self._accept(item)
+        return True
+
+    def _accept(self, item: list[Job] | Callable[[], None]) -> None:
+        if not isinstance(item, list):
+            item()
+            return
+        self._pending.extend(item)
+        for job in item:
+            self._gathering.came(job.command.session)
 
     def _take(self) -> tuple[list[Job], list[Job]]:
         """Takes what runs next from `_pending`: other commands, and one forward's."""
@@ -207,6 +250,7 @@ class ComputeThread:
             return self._read(session, body)
         self._engine.release(session)
         self._ahead_ns.pop(session, None)
+        self._gathering.forget(session)
         return Released()
 
     def _run_batch(self, batch: list[Job]) -> None:

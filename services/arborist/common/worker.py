@@ -126,6 +126,7 @@ class Worker(Generic[OpenT, WorkT]):
             max_rows=limits.max_rows,
             max_batch_tokens=limits.max_batch_tokens,
             name="compute",
+            gather_share=limits.gather_share,
         )
 
     # --- life -------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ class WorkerLimits:
     Attributes:
         max_rows: Most commands of one forward.
         max_batch_tokens: Most tokens and nodes of one forward, unless one command has more.
+        gather_share: Longest wait of a forward for sessions just answered, as a share of the fixed
+            time of a forward; 0 = none.
         max_sessions: Most sessions open, over all controllers.
         max_controllers: Most controllers attached or in their grace time.
         max_prefill_tokens: Most tokens of one Prefill, and most pairs of one Extend.
@@ -32,6 +34,7 @@ class WorkerLimits:
 
     max_rows: int = 64
     max_batch_tokens: int = 8192
+    gather_share: float = 0.5
     max_sessions: int = 256
     max_controllers: int = 64
     max_prefill_tokens: int = 4096

@@ -1,0 +1,112 @@
+"""How long a forward waits for sessions that were answered a moment ago.
+
+A forward costs a fixed time and a time per token. Started the moment the last one ends, it takes
+only the sessions that queued meanwhile; those just answered miss it, and from then on two groups
+take turns, each paying the fixed time. A short wait brings them together again. Sessions that do
+something else first (draft, say) do not come back in time: they are not waited for, and tried again
+ever more rarely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from arborist.core.engine import SessionKey
+
+# How fast old forwards lose their weight.
+_DECAY = 0.98
+_MIN_FORWARDS = 16
+_MAX_SKIPS = 63
+
+
+class ForwardCost:
+    """Learns the fixed time of a forward: a line through times over tokens, newest first."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._weight = self._x = self._y = self._xx = self._xy = 0.0
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Takes one forward."""
+        self._count += 1
+        for name, value in (
+            ("_weight", 1.0),
+            ("_x", num_tokens),
+            ("_y", seconds),
+            ("_xx", num_tokens * num_tokens),
+            ("_xy", num_tokens * seconds),
+        ):
+            setattr(self, name, _DECAY * getattr(self, name) + value)
+
+    @property
+    def fixed_s(self) -> float:
+        """Returns the time of a forward without tokens, in seconds; 0 = not known yet."""
+        if self._count < _MIN_FORWARDS:
+            return 0.0
+        mean_x, mean_y = self._x / self._weight, self._y / self._weight
+        spread = self._xx / self._weight - mean_x * mean_x
+        if spread < 0.25:
+            # Always the same size: whoever is waited for is there already.
+            return mean_y
+        slope = max((self._xy / self._weight - mean_x * mean_y) / spread, 0.0)
+        return max(mean_y - slope * mean_x, 0.0)
+
+
+class Gathering:
+    """Whom the next forward waits for, and until when; the compute thread owns it."""
+
+    def __init__(self, share: float) -> None:
+        """Begins without knowing anything, and so without waiting.
+
+        Args:
+            share: Longest wait, as a share of a forward's fixed time; 0 = never.
+        """
+        self._share = share
+        self._cost = ForwardCost()
+        self._awaited: set[SessionKey] = set()
+        self._until_s = 0.0
+        # Forwards a session is not waited for, and how many it was the last time.
+        self._skips: dict[SessionKey, tuple[int, int]] = {}
+
+    def ran(self, sessions: Iterable[SessionKey], num_tokens: int, seconds: float) -> None:
+        """Takes a forward whose answers are about to leave.
+
+        Args:
+            sessions: Who was in it.
+            num_tokens: Its tokens.
+            seconds: Its time.
+        """
+        self._cost.observe(num_tokens, seconds)
+        self._give_up()
+        self._awaited = {one for one in sessions if self._is_due(one)}
+
+    def answered(self, now_s: float) -> None:
+        """Starts the wait: the answers have left."""
+        self._until_s = now_s + self._share * self._cost.fixed_s
+
+    def came(self, session: SessionKey) -> None:
+        """Takes that a session has its next command queued."""
+        if session in self._awaited:
+            self._awaited.discard(session)
+            self._skips.pop(session, None)
+
+    def forget(self, session: SessionKey) -> None:
+        """Drops a session that was released."""
+        self._awaited.discard(session)
+        self._skips.pop(session, None)
+
+    def patience_s(self, now_s: float) -> float:
+        """Returns how much longer the next forward is to wait, in seconds; 0 = it may begin."""
+        return max(self._until_s - now_s, 0.0) if self._awaited else 0.0
+
+    def _is_due(self, session: SessionKey) -> bool:
+        left, skipped = self._skips.get(session, (0, 0))
+        if left:
+            self._skips[session] = (left - 1, skipped)
+        return not left
+
+    def _give_up(self) -> None:
+        """Waits less often for those who did not come."""
+        for session in self._awaited:
+            skips = min(2 * self._skips.get(session, (0, 0))[1] + 1, _MAX_SKIPS)
+            self._skips[session] = (skips, skips)

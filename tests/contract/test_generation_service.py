@@ -481,6 +481,6 @@ async def test_the_controller_knows_whose_request_it_is(serve: Serve) -> None:
 
     first, second, third = [one.client_key for one in generator.requests]
     assert len({first, second, third}) == 3
-    assert third == "ipv4:127.0.0.1"
+    assert third == "127.0.0.1"
     assert "k1" not in first
     assert "k2" not in second

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from arborist.common.slab_attention import SharedSlab, SlabGroup, slab_groups
 from arborist.core.errors import MismatchError
 from arborist.core.tree import ancestor_mask, node_depths
 
@@ -62,6 +63,21 @@ class Segment:
     def first_seen(self, window: int | None) -> int:
         """Returns the first position any row attends to."""
         return 0 if window is None else max(0, self.past - window + 1)
+
+    @property
+    def place(self) -> tuple[SharedSlab, int] | None:
+        """Returns slab and slot of its memory; None = it is its own."""
+        return getattr(self.kv, "place", None)
+
+    def seen(self) -> npt.NDArray[np.bool_]:
+        """Returns what each row attends to, (rows, past + rows); no window.
+
+        To be called once the rows are certain to be written: it notes them.
+        """
+        expect = getattr(self.kv, "expect", None)
+        if expect is not None:
+            expect(self.rows)
+        return self._seen(None)
 
     @property
     def starts_chain(self) -> bool:
@@ -114,8 +130,24 @@ class PackedBatch:
     """
 
     segments: Sequence[Segment]
+    _groups: list[SlabGroup] | None = None
     layer_inputs: dict[int, Tensor] = field(default_factory=dict)
     last_hidden: Tensor | None = None
+
+    def groups(self, window: int | None, softcap: float | None) -> list[SlabGroup]:
+        """Returns the sessions that attend together in a layer.
+
+        Args:
+            window: Sliding window in tokens; None = unbounded.
+            softcap: Bound of the scores; None = none.
+        """
+        if softcap is not None or len(self.segments) < 2:
+            return []
+        if window is not None and any(one.past + one.rows > window for one in self.segments):
+            return []
+        if self._groups is None:
+            self._groups = slab_groups(self.segments)
+        return self._groups
 
     @property
     def hidden(self) -> Tensor:
@@ -172,14 +204,25 @@ def packed_attention(
             batch.segments[0], layer, query[0], key[0], value[0], scale, sliding_window, softcap
         )
         return out[None], None
-    pieces: list[Tensor] = []
+    out = query.new_empty((query.shape[2], query.shape[1], value.shape[3]))
+    together: set[int] = set()
+    for group in batch.groups(sliding_window, softcap):
+        piece = group.attend(layer, query[0], key[0], value[0], scale)
+        if piece is None:
+            continue
+        packed = group.rows_in_forward()
+        if packed is None:
+            return piece[None], None
+        out[packed] = piece
+        together.update(group.members)
     begin = 0
-    for segment in batch.segments:
+    for index, segment in enumerate(batch.segments):
         rows = slice(begin, begin + segment.rows)
         begin = rows.stop
-        q, k, v = query[0, :, rows], key[0, :, rows], value[0, :, rows]
-        pieces.append(_attend(segment, layer, q, k, v, scale, sliding_window, softcap))
-    return torch.cat(pieces)[None], None
+        if index not in together:
+            q, k, v = query[0, :, rows], key[0, :, rows], value[0, :, rows]
+            out[rows] = _attend(segment, layer, q, k, v, scale, sliding_window, softcap)
+    return out[None], None
 
 
 def _attend(

@@ -17,6 +17,7 @@ from arborist.core.errors import (
     ResourceExhaustedError,
     UnknownSessionError,
 )
+from arborist.target.kv_slab import Slab, SlabPool
 
 RETRY_AFTER_MS = 200
 
@@ -73,6 +74,8 @@ class SessionKv:
         capacity: Slots.
         length: Positions that hold committed tokens.
         features: Features of positions [0, length), as far as they are kept.
+        used: Positions that were ever written.
+        place: Slab and slot it lies in; None = its memory is its own.
     """
 
     def __init__(
@@ -82,8 +85,9 @@ class SessionKv:
         features: FeatureRing | None,
         device: torch.device,
         dtype: torch.dtype,
+        place: tuple[Slab, int] | None = None,
     ) -> None:
-        """Allocates every slot.
+        """Allocates every slot, unless they lie in a slab.
 
         Planes of one shape are stacked, so that compaction moves all layers in one operation.
 
@@ -93,16 +97,22 @@ class SessionKv:
             features: Where features go; None = nowhere.
             device: Where the buffers lie.
             dtype: Element type.
+            place: Slab and slot to lie in.
         """
         self.capacity = capacity
         self.length = 0
+        self.used = 0
         self.features = features
-        self._stacks = {
-            (heads, width): torch.empty(
-                (planes, heads, capacity, width), dtype=dtype, device=device
-            )
-            for (heads, width), planes in Counter(layout.planes).items()
-        }  # each [planes, heads, C, width]
+        self.place = place
+        if place is not None:
+            self._stacks = place[0].stacks(place[1])
+        else:
+            self._stacks = {
+                (heads, width): torch.empty(
+                    (planes, heads, capacity, width), dtype=dtype, device=device
+                )
+                for (heads, width), planes in Counter(layout.planes).items()
+            }  # each [planes, heads, C, width]
         unused = {shape: iter(stack) for shape, stack in self._stacks.items()}
         planes = [next(unused[shape]) for shape in layout.planes]  # each [heads, C, width]
         self._keys, self._values = planes[0::2], planes[1::2]
@@ -119,10 +129,15 @@ class SessionKv:
             (heads, length + rows, width); views, valid until the next compact or free.
         """
         begin, end = self.length, self.length + keys.shape[1]
+        self.expect(keys.shape[1])
         all_keys, all_values = self._keys[layer][:, :end], self._values[layer][:, :end]
         all_keys[:, begin:] = keys
         all_values[:, begin:] = values
         return all_keys, all_values
+
+    def expect(self, rows: int) -> None:
+        """Notes that so many rows are written behind the committed slots, by whomever."""
+        self.used = max(self.used, self.length + rows)
 
     def compact(self, kept: Sequence[int]) -> None:
         """Commits some of the rows written last and forgets the others.
@@ -143,6 +158,7 @@ class SessionKv:
         """Takes over positions [0, length) of another session of the same pool."""
         for shape, stack in self._stacks.items():
             stack[:, :, :length] = source._stacks[shape][:, :, :length]
+        self.used = max(self.used, length)
         if self.features is not None and source.features is not None:
             first = source.features.first_kept(source.length)
             if first < length:
@@ -181,6 +197,8 @@ class KvPool:
         self._dtype = dtype
         self._retention = retention
         self._sessions: dict[SessionKey, SessionKv] = {}
+        # Elsewhere memory is taken when it is set aside, and capacity must mean what it says.
+        self._slabs = SlabPool(layout.planes, dtype) if device.type == "cpu" else None
         self.capacity = capacity
         self.reserved = 0
 
@@ -210,8 +228,9 @@ class KvPool:
             )
         try:
             ring = self._ring(tokens, features)
-            entry = SessionKv(self._layout, tokens, ring, self._device, self._dtype)
-        except RuntimeError as error:
+            place = None if self._slabs is None else self._slabs.take(tokens)
+            entry = SessionKv(self._layout, tokens, ring, self._device, self._dtype, place)
+        except (MemoryError, RuntimeError) as error:
             # torch says "not enough memory" in a RuntimeError, on a GPU in a subclass of it.
             raise ResourceExhaustedError(
                 f"no memory on {self._device} for the KV of {tokens} tokens",
@@ -287,6 +306,8 @@ class KvPool:
         entry = self._sessions.pop(session, None)
         if entry is not None:
             self.reserved -= entry.capacity
+            if self._slabs is not None and entry.place is not None:
+                self._slabs.give_back(*entry.place, entry.used)
 
     def check_integrity(self) -> None:
         """Checks the accounts.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc.aio
@@ -178,11 +178,12 @@ async def test_a_piped_conversation_with_a_server(
     )
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    run: Callable[..., object] = asyncio.to_thread
     try:
         options = ("--address", address, "--max-tokens", "9", "--speculation", "off")
-        code = await run(chat, monkeypatch, "hello\n/stats\nagain\n", *options)
-        refused = await run(chat, monkeypatch, "hello\n", *options, "--model", "other")
+        code = await asyncio.to_thread(chat, monkeypatch, "hello\n/stats\nagain\n", *options)
+        refused = await asyncio.to_thread(
+            chat, monkeypatch, "hello\n", *options, "--model", "other"
+        )
     finally:
         await server.stop(None)
     out, err = capsys.readouterr()

@@ -48,16 +48,23 @@ def test_ctrl_c_before_serving_ends_quietly() -> None:
     assert ended.value.code == 130
 
 
+@pytest.mark.parametrize("metrics", ["", "http://127.0.0.1:9466/metrics"])
 @pytest.mark.parametrize(("context_length", "fits"), [(512, 8), (0, 0)])
-def test_the_ready_line_says_where_and_how_much(context_length: int, fits: int) -> None:
-    """Address, model, device, dtype and how many sessions fit."""
+def test_the_ready_line_says_where_and_how_much(
+    context_length: int, fits: int, metrics: str
+) -> None:
+    """Address, model, device, dtype, how many sessions fit, and where the metrics are."""
     model = ModelInfo("tiny", "d", 64, 8, 1, context_length, 1, "bfloat16")
     info = WorkerInfo("id", "0.1", "cpu", model, 4096, 0, 0, 0, False)
-    running = cast("RunningWorker", SimpleNamespace(info=info, address="127.0.0.1:9102"))
+    running = cast(
+        "RunningWorker", SimpleNamespace(info=info, address="127.0.0.1:9102", metrics_url=metrics)
+    )
 
-    assert ready_line("target", running) == (
+    line = ready_line("target", running)
+    said = f" metrics={metrics}" if metrics else ""
+    assert line == (
         "ready: target grpc://127.0.0.1:9102 model=tiny device=cpu dtype=bfloat16 "
-        f"kv=4096 tokens, fits {fits} sessions of {context_length} tokens"
+        f"kv=4096 tokens, fits {fits} sessions of {context_length} tokens{said}"
     )
 
 

@@ -1,0 +1,156 @@
+"""Memory of several sessions side by side, so that one operation reaches all of them.
+
+On a CPU every operation has a price of its own, and one that two threads share ends with the slower
+thread; with memory per session there is one for every session in every layer. Pages are taken from
+the system when they are first written, so a slot that is larger than its session costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Shape = tuple[int, int]
+
+_MIN_SLOT_TOKENS = 256
+_MAX_SLOTS = 32
+_MAX_SLAB_BYTES = 1 << 30
+
+
+class Slab:
+    """Slots of one size; a slot holds all planes of one session.
+
+    Attributes:
+        capacity: Positions of a slot.
+    """
+
+    def __init__(self, planes: tuple[Shape, ...], capacity: int, dtype: torch.dtype) -> None:
+        """Sets memory aside; it reads as zeros.
+
+        Args:
+            planes: (heads, width) of every plane, keys and values of layer 0 first.
+            capacity: Positions of a slot.
+            dtype: Element type.
+        Raises:
+            MemoryError: There is not so much.
+        """
+        slot_bytes = sum(heads * width for heads, width in planes) * capacity * dtype.itemsize
+        self.num_slots = max(1, min(_MAX_SLOTS, _MAX_SLAB_BYTES // max(slot_bytes, 1)))
+        self.capacity = capacity
+        self._stacks = {
+            shape: _zeros((count, self.num_slots, shape[0], capacity, shape[1]), dtype)
+            for shape, count in Counter(planes).items()
+        }  # each [planes, S, heads, C, width]
+        unused = {shape: iter(stack) for shape, stack in self._stacks.items()}
+        ordered = [next(unused[shape]) for shape in planes]  # each [S, heads, C, width]
+        self._keys, self._values = ordered[0::2], ordered[1::2]
+        self._free = list(range(self.num_slots - 1, -1, -1))
+
+    @property
+    def full(self) -> bool:
+        """Returns whether every slot is taken."""
+        return not self._free
+
+    @property
+    def empty(self) -> bool:
+        """Returns whether no slot is taken."""
+        return len(self._free) == self.num_slots
+
+    def take(self) -> int:
+        """Takes the lowest free slot."""
+        return self._free.pop()
+
+    def give_back(self, slot: int, used: int) -> None:
+        """Frees a slot and clears what was written, so that nobody meets another's NaN.
+
+        Args:
+            slot: Which.
+            used: Positions that were written.
+        """
+        for stack in self._stacks.values():
+            stack[:, slot, :, :used] = 0
+        self._free.append(slot)
+        self._free.sort(reverse=True)
+
+    def stacks(self, slot: int) -> dict[Shape, Tensor]:
+        """Returns the planes of one slot by shape, each (planes, heads, capacity, width); views."""
+        return {shape: stack[:, slot] for shape, stack in self._stacks.items()}
+
+    def widths(self, layer: int) -> tuple[Shape, Shape]:
+        """Returns (heads, width) of a layer's keys and of its values."""
+        keys, values = self._keys[layer], self._values[layer]
+        return (keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3])
+
+    def extend(
+        self, layer: int, rows: Tensor, keys: Tensor, values: Tensor, slots: slice, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Writes new rows of several sessions and returns what their slots hold.
+
+        Args:
+            layer: Index of the decoder layer.
+            rows: Where each (row, head) goes, (N·heads,): (slot · heads + head) · capacity +
+                position.
+            keys: (N, heads, width).
+            values: (N, heads, width), heads as the keys'.
+            slots: Which to return.
+            length: Positions to return.
+        Returns:
+            Keys and values, each (slots, heads, length, width); views.
+        """
+        all_keys, all_values = self._keys[layer], self._values[layer]
+        all_keys.view(-1, all_keys.shape[3]).index_copy_(0, rows, keys.reshape(-1, keys.shape[2]))
+        all_values.view(-1, all_values.shape[3]).index_copy_(
+            0, rows, values.reshape(-1, values.shape[2])
+        )
+        return all_keys[slots, :, :length], all_values[slots, :, :length]
+
+
+class SlabPool:
+    """Slabs of a few sizes."""
+
+    def __init__(self, planes: tuple[Shape, ...], dtype: torch.dtype) -> None:
+        """Begins empty.
+
+        Args:
+            planes: (heads, width) of every plane.
+            dtype: Element type.
+        """
+        self._planes = planes
+        self._dtype = dtype
+        self._slabs: dict[int, list[Slab]] = {}
+
+    def take(self, tokens: int) -> tuple[Slab, int]:
+        """Returns a slab and the slot in it for a session of so many positions.
+
+        Raises:
+            MemoryError: There is no memory for another slab.
+        """
+        capacity = max(_MIN_SLOT_TOKENS, 1 << math.ceil(math.log2(tokens)))
+        slabs = self._slabs.setdefault(capacity, [])
+        slab = next((one for one in slabs if not one.full), None)
+        if slab is None:
+            slab = Slab(self._planes, capacity, self._dtype)
+            slabs.append(slab)
+        return slab, slab.take()
+
+    def give_back(self, slab: Slab, slot: int, used: int) -> None:
+        """Frees a slot, and its slab's memory with the last one.
+
+        Args:
+            slab: From `take`.
+            slot: From `take`.
+            used: Positions that were written.
+        """
+        slab.give_back(slot, used)
+        if slab.empty:
+            self._slabs[slab.capacity].remove(slab)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    # numpy takes cleared pages from the system as they are touched; torch would write them all.
+    cleared = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(cleared).view(dtype).view(shape)

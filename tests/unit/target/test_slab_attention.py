@@ -1,0 +1,172 @@
+"""Sessions side by side in memory attend as they would alone, and never meet each other."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from arborist.common import slab_attention
+from arborist.target.attention import PackedBatch, Segment, packed_attention
+from arborist.target.kv import KvLayout, KvPool
+
+CPU = torch.device("cpu")
+KV_HEADS, WIDTH, LAYERS = 2, 4, 2
+LAYOUT = KvLayout(((KV_HEADS, WIDTH),) * (2 * LAYERS))
+
+
+class Layer(nn.Module):
+    """An attention layer, as far as its number goes."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.layer_idx = index
+
+
+def pool(together: bool, layout: KvLayout = LAYOUT) -> KvPool:
+    """A pool with memory side by side, or each session's own."""
+    made = KvPool(layout, 4096, CPU, torch.float32)
+    if not together:
+        made._slabs = None
+    return made
+
+
+def keys_of(count: int) -> list[tuple[str, str]]:
+    """Names of sessions."""
+    return [("c", str(number)) for number in range(count)]
+
+
+def attend(kv: KvPool, work: list[tuple[int, list[int] | int]], groups: int, seed: int) -> Tensor:
+    """Runs all layers over rows of some sessions and commits the first of each."""
+    torch.manual_seed(seed)
+    segments = []
+    for session, shape in work:
+        entry = kv.view(("c", str(session)))
+        parents = None if isinstance(shape, int) else shape
+        rows = shape if isinstance(shape, int) else len(shape) + 1
+        segments.append(Segment(entry, entry.length, rows, parents))
+    batch = PackedBatch(segments)
+    rows = sum(one.rows for one in segments)
+    outs = []
+    for layer in range(LAYERS):
+        query = torch.randn(1, rows, KV_HEADS * groups, WIDTH).transpose(1, 2)
+        key, value = (torch.randn(1, rows, KV_HEADS, WIDTH).transpose(1, 2) for _ in range(2))
+        outs.append(
+            packed_attention(Layer(layer), query, key, value, None, arborist_batch=batch)[0]
+        )
+    for session, shape in work:
+        kept = range(shape) if isinstance(shape, int) else [0, *range(2, len(shape) + 1, 2)]
+        kv.compact(("c", str(session)), kept, None)
+    return torch.stack(outs)
+
+
+trees = st.lists(st.integers(0, 100), max_size=6).map(
+    lambda draws: [draw % (place + 1) for place, draw in enumerate(draws)]
+)
+rounds = st.lists(
+    st.dictionaries(st.integers(0, 4), st.one_of(st.integers(1, 5), trees), min_size=1),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(rounds=rounds, groups=st.sampled_from([1, 3]), waste=st.sampled_from([3.0, math.inf]))
+@settings(max_examples=60, deadline=None)
+def test_together_is_as_alone(
+    rounds: list[dict[int, list[int] | int]], groups: int, waste: float
+) -> None:
+    """Chains and trees of any sessions in any rounds, whoever sits out."""
+    pools = [pool(True), pool(False)]
+    for one in pools:
+        for key in keys_of(5):
+            one.reserve(key, 60, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slab_attention, "_MAX_WASTE", waste)
+        for number, work in enumerate(rounds):
+            outs = [attend(one, list(work.items()), groups, number) for one in pools]
+            torch.testing.assert_close(*outs, atol=1e-5, rtol=1e-4)
+
+
+def test_most_sessions_of_a_busy_worker_do_attend_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain rounds of sessions of like lengths are one operation a layer."""
+    calls = []
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, **more: (calls.append(args[0].shape), real(*args, **more))[1],
+    )
+    kv = pool(True)
+    for key in keys_of(5):
+        kv.reserve(key, 60, None)
+    attend(kv, [(number, 4 + number) for number in range(5)], 1, 0)
+    calls.clear()
+
+    attend(kv, [(number, 1) for number in (3, 0, 4, 1, 2)], 1, 1)
+
+    assert [shape[0] for shape in calls] == [5] * LAYERS
+
+
+def test_one_sessions_nan_stays_its_own() -> None:
+    """Neither who attends beside it nor who gets its memory later sees it."""
+    kv = pool(True)
+    for key in keys_of(3):
+        kv.reserve(key, 60, None)
+    attend(kv, [(number, 9) for number in range(3)], 1, 0)
+    bad = kv.view(("c", "1"))
+    for layer in range(LAYERS):
+        nan = torch.full((KV_HEADS, 3, WIDTH), math.nan)
+        bad.extend(layer, nan, nan)
+    bad.compact(range(3))
+
+    out = attend(kv, [(number, 1) for number in range(3)], 1, 1)
+    assert out[:, :, 1].isnan().any()
+    assert out[:, :, [0, 2]].isfinite().all()
+
+    kv.free(("c", "1"))
+    kv.reserve(("c", "3"), 60, None)
+    assert kv.view(("c", "3")).place == bad.place
+    attend(kv, [(3, 2)], 1, 2)
+    assert attend(kv, [(number, 1) for number in (0, 2, 3)], 1, 3).isfinite().all()
+
+
+def test_memory_is_given_back_with_the_last_session() -> None:
+    """Sizes have slabs of their own, a full slab is followed by another, empty ones go."""
+    kv = pool(True)
+    slabs = kv._slabs
+    assert slabs is not None
+    sizes = [60, 300, *[20] * 40]
+    for key, size in zip(keys_of(len(sizes)), sizes, strict=True):
+        kv.reserve(key, size, None)
+    assert {size: len(some) for size, some in slabs._slabs.items()} == {256: 2, 512: 1}
+    places = [kv.view(key).place for key in keys_of(len(sizes))]
+    assert len({(id(place[0]), place[1]) for place in places if place is not None}) == len(sizes)
+    for key in keys_of(len(sizes)):
+        kv.free(key)
+        kv.free(key)
+    assert not any(slabs._slabs.values())
+
+
+def test_keys_and_values_of_different_widths_attend_alone() -> None:
+    """What one operation cannot hold goes the other way, with the same result."""
+    layout = KvLayout(((2, 4), (2, 6)))
+    outs = []
+    for together in (True, False):
+        kv = pool(together, layout)
+        for key in keys_of(2):
+            kv.reserve(key, 30, None)
+        torch.manual_seed(0)
+        segments = [Segment(kv.view(key), 0, 3, [0, 1]) for key in keys_of(2)]
+        query, key_states = torch.randn(1, 2, 6, 4), torch.randn(1, 2, 6, 4)
+        value = torch.randn(1, 2, 6, 6)
+        outs.append(
+            packed_attention(
+                Layer(0), query, key_states, value, None, arborist_batch=PackedBatch(segments)
+            )[0]
+        )
+    torch.testing.assert_close(*outs)
+    assert outs[0].shape == (1, 6, 2, 6)

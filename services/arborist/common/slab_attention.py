@@ -27,6 +27,10 @@ class SharedSlab(Protocol):
         """Returns (heads, width) of a layer's keys and values."""
         ...
 
+    def slot_rows(self, layer: int) -> int:
+        """Returns how many rows, one per head and position, lie between two slots."""
+        ...
+
     def extend(
         self, layer: int, rows: Tensor, keys: Tensor, values: Tensor, slots: slice, length: int
     ) -> tuple[Tensor, Tensor]:
@@ -91,7 +95,7 @@ class SlabGroup:
             return None
         query, key, value = (self._own(one) for one in (query, key, value))  # [N, heads, width]
         keys, values = self._slab.extend(
-            layer, self._written(kv_heads), key, value, self._slots, self._length
+            layer, self._written(layer, kv_heads), key, value, self._slots, self._length
         )
         heads, slots, rows = query.shape[1], keys.shape[0], self._max_rows
         groups = heads // kv_heads
@@ -116,15 +120,14 @@ class SlabGroup:
         rows = states.transpose(0, 1)
         return rows if self._packed_rows is None else rows[self._packed_rows]
 
-    def _written(self, heads: int) -> Tensor:
-        """Returns where each (row, head) lies in a plane of the slab."""
-        if heads not in self._targets:
-            head = torch.arange(heads)
-            lines = self._row_slots[:, None] * heads + head  # [N, heads]
-            self._targets[heads] = (
-                lines * self._slab.capacity + self._row_positions[:, None]
-            ).flatten()
-        return self._targets[heads]
+    def _written(self, layer: int, heads: int) -> Tensor:
+        """Returns where each (row, head) goes in the slab, counted from its layer's plane."""
+        slot_rows = self._slab.slot_rows(layer)
+        if slot_rows not in self._targets:
+            first = self._row_slots * slot_rows + self._row_positions  # [N]
+            heads_apart = torch.arange(heads) * self._slab.capacity
+            self._targets[slot_rows] = (first[:, None] + heads_apart).flatten()
+        return self._targets[slot_rows]
 
     def _mask(self, groups: int, like: Tensor) -> Tensor:
         if groups not in self._masks:

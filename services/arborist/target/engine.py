@@ -151,13 +151,17 @@ class HfTargetEngine:
         """
         outcomes: list[TargetOutcome] = []
         plans: list[_Plan] = []
+        named: set[SessionKey] = set()
         for work in batch:
             try:
+                if work.session in named:
+                    raise InvalidArgumentError("session", work.session[1], "named once in a batch")
                 plan = self._plan(len(outcomes), work, plans)
             except ArboristError as error:
                 outcomes.append(error)
             else:
                 plans.append(plan)
+                named.add(work.session)
                 outcomes.append(_UNSETTLED)
         if not plans:
             return outcomes
@@ -246,8 +250,6 @@ class HfTargetEngine:
         session = self._sessions.get(work.session)
         if session is None:
             raise UnknownSessionError(f"unknown session {work.session[1]}")
-        if any(plan.work.session == work.session for plan in plans):
-            raise InvalidArgumentError("session", work.session[1], "named once in a batch")
         kv = self._pool.view(work.session)
         if isinstance(work, Prefill):
             _check_prefill(work, session.request, kv.length, self.info.vocab_size)

@@ -2,11 +2,13 @@
 
 On a CPU every operation has a price of its own, and one that two threads share ends with the slower
 thread; with memory per session there is one for every session in every layer. Pages are taken from
-the system when they are first written, so a slot that is larger than its session costs nothing.
+the system when they are first written, so slots nobody uses cost nothing; what a session writes
+lies close together, because pages may be large.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 
@@ -42,11 +44,11 @@ class Slab:
         self.num_slots = max(1, min(_MAX_SLOTS, _MAX_SLAB_BYTES // max(slot_bytes, 1)))
         self.capacity = capacity
         self._stacks = {
-            shape: _zeros((count, self.num_slots, shape[0], capacity, shape[1]), dtype)
+            shape: _zeros((self.num_slots, count, shape[0], capacity, shape[1]), dtype)
             for shape, count in Counter(planes).items()
-        }  # each [planes, S, heads, C, width]
-        unused = {shape: iter(stack) for shape, stack in self._stacks.items()}
-        ordered = [next(unused[shape]) for shape in planes]  # each [S, heads, C, width]
+        }  # each [S, planes, heads, C, width]
+        numbers = {shape: itertools.count() for shape in self._stacks}
+        ordered = [(shape, next(numbers[shape])) for shape in planes]
         self._keys, self._values = ordered[0::2], ordered[1::2]
         self._free = list(range(self.num_slots - 1, -1, -1))
 
@@ -72,18 +74,22 @@ class Slab:
             used: Positions that were written.
         """
         for stack in self._stacks.values():
-            stack[:, slot, :, :used] = 0
+            stack[slot, :, :, :used] = 0
         self._free.append(slot)
         self._free.sort(reverse=True)
 
     def stacks(self, slot: int) -> dict[Shape, Tensor]:
         """Returns the planes of one slot by shape, each (planes, heads, capacity, width); views."""
-        return {shape: stack[:, slot] for shape, stack in self._stacks.items()}
+        return {shape: stack[slot] for shape, stack in self._stacks.items()}
 
     def widths(self, layer: int) -> tuple[Shape, Shape]:
         """Returns (heads, width) of a layer's keys and of its values."""
-        keys, values = self._keys[layer], self._values[layer]
-        return (keys.shape[1], keys.shape[3]), (values.shape[1], values.shape[3])
+        return self._keys[layer][0], self._values[layer][0]
+
+    def slot_rows(self, layer: int) -> int:
+        """Returns how many rows, one per head and position, lie between two slots."""
+        _, planes, heads, capacity, _ = self._stacks[self._keys[layer][0]].shape
+        return planes * heads * capacity
 
     def extend(
         self, layer: int, rows: Tensor, keys: Tensor, values: Tensor, slots: slice, length: int
@@ -92,7 +98,7 @@ class Slab:
 
         Args:
             layer: Index of the decoder layer.
-            rows: Where each (row, head) goes, (N·heads,): (slot · heads + head) · capacity +
+            rows: Where each (row, head) goes, (N·heads,): slot · slot_rows + head · capacity +
                 position.
             keys: (N, heads, width).
             values: (N, heads, width), heads as the keys'.
@@ -101,12 +107,13 @@ class Slab:
         Returns:
             Keys and values, each (slots, heads, length, width); views.
         """
-        all_keys, all_values = self._keys[layer], self._values[layer]
-        all_keys.view(-1, all_keys.shape[3]).index_copy_(0, rows, keys.reshape(-1, keys.shape[2]))
-        all_values.view(-1, all_values.shape[3]).index_copy_(
-            0, rows, values.reshape(-1, values.shape[2])
-        )
-        return all_keys[slots, :, :length], all_values[slots, :, :length]
+        held = []
+        for (shape, plane), states in ((self._keys[layer], keys), (self._values[layer], values)):
+            (heads, width), stack = shape, self._stacks[shape]
+            lines = stack.view(-1, width)[plane * heads * self.capacity :]
+            lines.index_copy_(0, rows, states.reshape(-1, width))
+            held.append(stack[slots, plane, :, :length])
+        return held[0], held[1]
 
 
 class SlabPool:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from arborist.common import slab_attention
-from arborist.target.attention import PackedBatch, Segment, packed_attention
-from arborist.target.kv import KvLayout, KvPool
+from arborist.common.kv_layout import KvLayout
+from arborist.common.packed_attention import PackedBatch, Segment, packed_attention
+from arborist.target.kv import KvPool
 
 CPU = torch.device("cpu")
 KV_HEADS, WIDTH, LAYERS = 2, 4, 2
@@ -93,13 +94,14 @@ def test_together_is_as_alone(
 
 def test_most_sessions_of_a_busy_worker_do_attend_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain rounds of sessions of like lengths are one operation a layer."""
-    calls = []
+    calls: list[torch.Size] = []
     real = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        torch.nn.functional,
-        "scaled_dot_product_attention",
-        lambda *args, **more: (calls.append(args[0].shape), real(*args, **more))[1],
-    )
+
+    def counted(query: Tensor, *states: Tensor, **more: object) -> Tensor:
+        calls.append(query.shape)
+        return real(query, *states, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
     kv = pool(True)
     for key in keys_of(5):
         kv.reserve(key, 60, None)

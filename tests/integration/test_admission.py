@@ -14,6 +14,7 @@ from arborist.client import AsyncClient
 from arborist.common.config import parse_config
 from arborist.core.engine import TargetEngine
 from arborist.core.errors import DeadlineError, ResourceExhaustedError
+from arborist.orchestrator.api.completions import Completions
 from arborist.orchestrator.api.generation_servicer import GenerationServicer
 from arborist.orchestrator.api.validator import RequestLimits
 from arborist.orchestrator.generation import GenerationRequest
@@ -27,7 +28,7 @@ async def door(running: Deployment) -> AsyncIterator[AsyncClient]:
     """A client of the deployment's public gRPC API."""
     server = grpc.aio.server()
     pb_grpc.add_GenerationServiceServicer_to_server(
-        GenerationServicer(running.controller, None, RequestLimits()), server
+        GenerationServicer(Completions(running.controller, None, RequestLimits())), server
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

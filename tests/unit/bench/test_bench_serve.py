@@ -28,6 +28,7 @@ from arborist.cli.main import main
 from arborist.client.completion import ModelCard
 from arborist.client.prompt import Speculation
 from arborist.core.errors import InvalidArgumentError, ResourceExhaustedError
+from arborist.orchestrator.api.completions import Completions
 from arborist.orchestrator.api.generation_servicer import GenerationServicer
 from arborist.orchestrator.api.validator import RequestLimits
 from arborist.v1 import generation_pb2_grpc as pb_grpc
@@ -350,7 +351,7 @@ async def test_a_server_is_measured(tmp_path: Path, capsys: pytest.CaptureFixtur
     generator = ScriptedGenerator([[5], [6, 7], [8]])
     server = grpc.aio.server()
     pb_grpc.add_GenerationServiceServicer_to_server(
-        GenerationServicer(generator, byte_level_tokenizer(), RequestLimits()), server
+        GenerationServicer(Completions(generator, byte_level_tokenizer(), RequestLimits())), server
     )
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()

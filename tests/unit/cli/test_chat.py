@@ -18,6 +18,7 @@ from arborist.cli.main import main
 from arborist.client.completion import RoundEvent, RoundTimes
 from arborist.client.prompt import Message
 from arborist.core.errors import UnavailableError
+from arborist.orchestrator.api.completions import Completions
 from arborist.orchestrator.api.generation_servicer import GenerationServicer
 from arborist.orchestrator.api.validator import RequestLimits
 from arborist.v1 import generation_pb2_grpc as pb_grpc
@@ -174,7 +175,7 @@ async def test_a_piped_conversation_with_a_server(
     generator = ScriptedGenerator([tokenizer.encode("ab"), tokenizer.encode("c é")])
     server = grpc.aio.server()
     pb_grpc.add_GenerationServiceServicer_to_server(
-        GenerationServicer(generator, tokenizer, RequestLimits()), server
+        GenerationServicer(Completions(generator, tokenizer, RequestLimits())), server
     )
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()

@@ -71,9 +71,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
     ) -> None:
         key = client_key(context.invocation_metadata() or (), context.peer())
-        asked = dataclasses.replace(
-            read_request(message, _traceparent(context)), client_key=key
-        )
+        asked = dataclasses.replace(read_request(message, _traceparent(context)), client_key=key)
         request = await self._completions.validate(asked)
         _, events = self._completions.start(request)
         async with aclosing(events):

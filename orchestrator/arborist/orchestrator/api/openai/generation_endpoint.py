@@ -114,9 +114,7 @@ class GenerationEndpoint:
         for index, prompt in enumerate(prompts):
             name = "prompt" if len(prompts) == 1 else f"prompt[{index}]"
             with renamed_fields(fields, name):
-                asked = dataclasses.replace(
-                    fields.incoming(prompt, traceparent), client_key=key
-                )
+                asked = dataclasses.replace(fields.incoming(prompt, traceparent), client_key=key)
                 valid = await self._completions.validate(asked)
             requests += [_choice(valid, number) for number in range(fields.n)]
         return requests

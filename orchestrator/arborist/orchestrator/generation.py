@@ -25,6 +25,8 @@ class SpeculationOptions:
         top_k: Frontier width and children per node, in [1, the server's max_top_k].
         num_draft_tokens: Drafted nodes verified per round, in [1, the server's limit].
         policy: How the tree is made, one of core.policy_settings.POLICY_NAMES.
+        adaptive: Whether trees follow the load; None = as the server does, but not when a size
+            is said.
     """
 
     enabled: bool | None = None
@@ -32,6 +34,7 @@ class SpeculationOptions:
     top_k: int | None = None
     num_draft_tokens: int | None = None
     policy: str | None = None
+    adaptive: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

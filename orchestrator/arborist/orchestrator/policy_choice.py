@@ -48,7 +48,9 @@ class PolicyChoice:
         return policy if enabled else None
 
     def adapts(self, asked: SpeculationOptions) -> bool:
-        """Returns whether trees follow the load: unless the request says what size they are."""
+        """Returns whether trees follow the load."""
+        if asked.adaptive is not None:
+            return asked.adaptive
         return self._config.adaptive and all(getattr(asked, name) is None for name in _SIZES)
 
     def _shape(self, asked: SpeculationOptions) -> TreeShape:

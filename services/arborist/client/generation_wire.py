@@ -32,6 +32,7 @@ _TEXT, _NUMBER, _SWITCH = "text that UTF-8 can carry", "a number", "true or fals
 _CARRIED = {
     "content": _TEXT,
     "enabled": _SWITCH,
+    "adaptive": _SWITCH,
     "frequency_penalty": _NUMBER,
     "ignore_eos": _SWITCH,
     "logit_bias": "a number for a 32-bit token id",
@@ -97,7 +98,7 @@ def write_request(
     _set(message, "logprobs", logprobs)
     _extend(message.stop, (stop,) if isinstance(stop, str) else stop, "stop")
     if speculation is not None:
-        for name in ("enabled", "depth", "top_k", "num_draft_tokens", "policy"):
+        for name in ("enabled", "depth", "top_k", "num_draft_tokens", "policy", "adaptive"):
             _set(message.speculation, name, getattr(speculation, name), prefix="speculation.")
     _set(message, "ignore_eos", ignore_eos)
     return message

@@ -34,6 +34,8 @@ class Speculation:
         top_k: Frontier width and children per node, in [1, 32].
         num_draft_tokens: Drafted nodes verified per round, in [1, 256].
         policy: How the tree is made: eagle2, eagle1_static, chain, dynamic_depth, ...
+        adaptive: Whether eagle2's trees follow the load; None = as the server does, but not when
+            a size is said.
     """
 
     enabled: bool | None = None
@@ -41,3 +43,4 @@ class Speculation:
     top_k: int | None = None
     num_draft_tokens: int | None = None
     policy: str | None = None
+    adaptive: bool | None = None

@@ -62,6 +62,8 @@ def test_a_request_wins_over_the_deployment(
         ({"adaptive": False}, {}, False),
         ({}, {"depth": 3}, False),
         ({}, {"num_draft_tokens": 7}, False),
+        ({}, {"num_draft_tokens": 7, "adaptive": True}, True),
+        ({}, {"adaptive": False}, False),
     ],
 )
 def test_trees_follow_the_load_unless_their_size_is_said(

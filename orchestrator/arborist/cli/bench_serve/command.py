@@ -109,7 +109,7 @@ def bench_serve(
     speculation: Annotated[
         str,
         typer.Option(
-            help=f"on, off, default (the server's) or a policy ({', '.join(POLICY_NAMES)}); "
+            help=f"on, off, adaptive, default (the server's) or a policy ({', '.join(POLICY_NAMES)}); "
             "several with commas.",
             rich_help_panel=_ASKED,
         ),

@@ -9,7 +9,7 @@ from arborist.client.prompt import Speculation
 from arborist.core.errors import InvalidArgumentError
 from arborist.core.policy_settings import POLICY_NAMES
 
-SPECULATION_MODES = ("on", "off", "default", *POLICY_NAMES)
+SPECULATION_MODES = ("on", "off", "adaptive", "default", *POLICY_NAMES)
 _MAX_CONCURRENCY = 65_536
 _MAX_RATE_PER_S = 100_000.0
 
@@ -19,7 +19,8 @@ class LoadPoint:
     """A closed or an open loop: either `concurrency` or `rate_per_s` is set.
 
     Attributes:
-        speculation: on, off, default (the server's), or a policy's name.
+        speculation: on (trees of one size), off, adaptive (trees that follow the load), default
+            (the server's), or a policy's name.
         concurrency: Clients of a closed loop; each sends its next request when one has ended.
         rate_per_s: Mean arrivals of an open loop, per second, whatever became of earlier ones.
     """
@@ -45,7 +46,8 @@ class LoadPoint:
         if self.speculation == "default":
             return None if shape == Speculation() else shape
         policy = self.speculation if self.speculation in POLICY_NAMES else shape.policy
-        return Speculation(True, shape.depth, shape.top_k, shape.num_draft_tokens, policy)
+        adaptive = self.speculation == "adaptive"
+        return Speculation(True, shape.depth, shape.top_k, shape.num_draft_tokens, policy, adaptive)
 
 
 def load_points(speculation: str, concurrency: str, rate: str | None) -> list[LoadPoint]:

@@ -54,6 +54,7 @@ def read_request(message: pb.GenerateRequest, traceparent: str) -> IncomingReque
                 speculation.num_draft_tokens if speculation.HasField("num_draft_tokens") else None
             ),
             policy=speculation.policy if speculation.HasField("policy") else None,
+            adaptive=speculation.adaptive if speculation.HasField("adaptive") else None,
         ),
         ignore_eos=message.ignore_eos,
         repetition_penalty=_given(sampling, "repetition_penalty"),

@@ -98,18 +98,20 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ...) -> None: ...
 
 class Speculation(_message.Message):
-    __slots__ = ("enabled", "depth", "top_k", "num_draft_tokens", "policy")
+    __slots__ = ("enabled", "depth", "top_k", "num_draft_tokens", "policy", "adaptive")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     NUM_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    ADAPTIVE_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     depth: int
     top_k: int
     num_draft_tokens: int
     policy: str
-    def __init__(self, enabled: _Optional[bool] = ..., depth: _Optional[int] = ..., top_k: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., policy: _Optional[str] = ...) -> None: ...
+    adaptive: bool
+    def __init__(self, enabled: _Optional[bool] = ..., depth: _Optional[int] = ..., top_k: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., policy: _Optional[str] = ..., adaptive: _Optional[bool] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("started", "round", "summary")

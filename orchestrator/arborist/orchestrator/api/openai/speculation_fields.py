@@ -21,11 +21,17 @@ class SpeculationFields(RequestModel):
     top_k: int | None = None
     num_draft_tokens: int | None = None
     policy: str | None = None
+    adaptive: bool | None = None
 
     def options(self) -> SpeculationOptions:
         """Returns it as the controller has it, unchecked."""
         return SpeculationOptions(
-            self.enabled, self.depth, self.top_k, self.num_draft_tokens, self.policy
+            self.enabled,
+            self.depth,
+            self.top_k,
+            self.num_draft_tokens,
+            self.policy,
+            self.adaptive,
         )
 
 

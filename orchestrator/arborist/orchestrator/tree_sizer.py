@@ -30,10 +30,12 @@ _WEIGHT = 0.1
 # Rounds of every session after a change between drafting and not, until times count again.
 _SETTLING_ROUNDS = 2
 # What was learned of the kind of round that is not in use fades by so much a round.
-_FADING = 0.0005
+_FADING = 0.002
 # Taken for what lies between forwards until it was seen, per session and round.
 _FIRST_DRAFTED_MS = 1.0
 _UNSEEN_PLAIN_SHARE = 0.3
+# Phases of a round whose draft was behind, or whose target was lost.
+_CATCHING_UP = ("draft.append", "target.read_features", "target.prefill")
 
 
 class CostedTarget(Protocol):
@@ -280,7 +282,7 @@ class TreeSizer:
         if round_.speculated:
             for grid in (self._grid, experience.grid(self._largest.shape)):
                 grid.observe(round_.tree, round_.depth, round_.accepted_nodes)
-        if any(phase.failed for phase in round_.phases):
+        if not _is_ordinary(round_, self._largest.shape):
             return
         total_ms = (round_.end_ns - round_.start_ns) / 1e6
         if round_.speculated:
@@ -293,6 +295,16 @@ class TreeSizer:
         experience.observe(
             total_ms, forwards_ms, drafted=round_.speculated, num_sessions=load.num_sessions
         )
+
+
+def _is_ordinary(round_: Round, limit: TreeShape) -> bool:
+    """Returns whether a round's time says what the next one takes: no failure, no catching up."""
+    return not any(
+        phase.failed
+        or phase.name in _CATCHING_UP
+        or (phase.name == "draft.extend" and phase.rows > limit.depth + 1)
+        for phase in round_.phases
+    )
 
 
 def _next_larger(shape: TreeShape | None, limit: TreeShape) -> TreeShape:

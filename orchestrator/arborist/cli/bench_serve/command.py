@@ -109,8 +109,8 @@ def bench_serve(
     speculation: Annotated[
         str,
         typer.Option(
-            help=f"on, off, adaptive, default (the server's) or a policy ({', '.join(POLICY_NAMES)}); "
-            "several with commas.",
+            help="on, off, adaptive, default (the server's) or a policy "
+            f"({', '.join(POLICY_NAMES)}); several with commas.",
             rich_help_panel=_ASKED,
         ),
     ] = "default",

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from arborist.core.errors import ArboristError
+
+_HEAD = "Head"
+_MACHINE = "Machine"
+_PROGRESS = "Progress"
 
 
 def _pairs(text: str, option: str) -> list[tuple[str, float]]:
@@ -101,67 +108,169 @@ def train_target(
 
 
 def train_head(
-    target: Annotated[Path, typer.Argument(help="Folder of the target.")],
+    target: Annotated[str, typer.Argument(help="Folder or hub name of the target.")],
     out: Annotated[Path, typer.Option(help="Run folder; an unfinished run in it is resumed.")],
     steps: Annotated[int, typer.Option(help="Updates in all.")],
+    algorithm: Annotated[
+        str, typer.Option("--algorithm", "--head", help="eagle2 or eagle3.", rich_help_panel=_HEAD)
+    ] = "eagle2",
     outputs: Annotated[
         list[Path] | None, typer.Option(help="Own outputs from make-outputs; repeatable.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of gzip JSON lines.")] = None,
     mix: Annotated[str | None, typer.Option(help="Share of --texts by file: name=share.")] = None,
     texts: Annotated[int, typer.Option(help="Records of --data to learn from.")] = 0,
-    init: Annotated[Path | None, typer.Option(help="Warm start: a head's folder.")] = None,
-    passes: Annotated[int, typer.Option(help="Unrolled passes.")] = 3,
-    pass_decay: Annotated[float, typer.Option(help="Weight of each pass over the last.")] = 0.9,
-    feature_weight: Annotated[float, typer.Option(help="Weight of SmoothL1 on features.")] = 0.2,
-    noise: Annotated[float, typer.Option(help="Uniform noise on true features, +-.")] = 0.1,
+    init: Annotated[
+        Path | None, typer.Option(help="Warm start: a head's folder.", rich_help_panel=_HEAD)
+    ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(help="Query heads (default: as the target).", rich_help_panel=_HEAD),
+    ] = None,
+    kv_heads: Annotated[
+        int | None,
+        typer.Option(help="Key and value heads (default: as the target).", rich_help_panel=_HEAD),
+    ] = None,
+    intermediate: Annotated[
+        int | None,
+        typer.Option(help="Width of the MLP (default: as the target).", rich_help_panel=_HEAD),
+    ] = None,
+    feature_layers: Annotated[
+        str | None,
+        typer.Option(
+            help="eagle3: layers whose inputs it is fed (default: 2,L/2,L-3).",
+            rich_help_panel=_HEAD,
+        ),
+    ] = None,
+    draft_vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            help="eagle3: draft the most frequent ids only (default: all).", rich_help_panel=_HEAD
+        ),
+    ] = None,
+    passes: Annotated[
+        int | None, typer.Option(help="Unrolled passes (default: 3, eagle3 7).")
+    ] = None,
+    pass_decay: Annotated[
+        float | None,
+        typer.Option(help="Weight of each pass over the last (default: 0.9, eagle3 0.8)."),
+    ] = None,
+    feature_weight: Annotated[
+        float, typer.Option(help="eagle2: weight of SmoothL1 on features.")
+    ] = 0.2,
+    noise: Annotated[float, typer.Option(help="eagle2: uniform noise on true features, +-.")] = 0.1,
     max_tokens: Annotated[int, typer.Option(help="Longest sequence; the rest is cut.")] = 512,
     tokens_per_pass: Annotated[int, typer.Option(help="Tokens of one forward pass.")] = 1024,
-    passes_per_step: Annotated[int, typer.Option(help="Forward passes of one update.")] = 4,
+    passes_per_step: Annotated[
+        int, typer.Option(help="Forward passes of one update (gradient accumulation).")
+    ] = 4,
     muon_lr: Annotated[float, typer.Option(help="Peak rate of the matrices.")] = 3e-3,
     adam_lr: Annotated[float, typer.Option(help="Peak rate of everything else.")] = 1e-3,
     warmup: Annotated[int, typer.Option(help="Updates until the peak rate.")] = 20,
     decay_share: Annotated[
         float, typer.Option(help="Last share of updates: rate falls to 0.")
     ] = 0.5,
-    device: Annotated[str, typer.Option(help="cpu or cuda:N.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="fp32, or bf16 autocast.")] = "fp32",
-    threads: Annotated[int, typer.Option(help="CPU threads of one worker.")] = 1,
-    workers: Annotated[int, typer.Option(help="Threads that share a batch (1 on a GPU).")] = 2,
+    device: Annotated[str, typer.Option(help="cpu or cuda:N.", rich_help_panel=_MACHINE)] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="fp32, or bf16 autocast.", rich_help_panel=_MACHINE)
+    ] = "fp32",
+    target_dtype: Annotated[
+        str, typer.Option(help="Of the target: fp32, bf16 or fp16.", rich_help_panel=_MACHINE)
+    ] = "fp32",
+    threads: Annotated[
+        int, typer.Option(help="CPU threads of one worker.", rich_help_panel=_MACHINE)
+    ] = 1,
+    workers: Annotated[
+        int,
+        typer.Option(help="Threads that share a batch (1 on a GPU).", rich_help_panel=_MACHINE),
+    ] = 2,
+    cache_mib: Annotated[
+        int,
+        typer.Option(
+            help="MiB of the target's states to remember; the rest is computed every epoch.",
+            rich_help_panel=_MACHINE,
+        ),
+    ] = 4096,
     seed: Annotated[int, typer.Option(help="Of data order and initialisation.")] = 0,
-    validate_every: Annotated[int, typer.Option(help="Updates between validations.")] = 100,
+    save_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between states.", rich_help_panel=_PROGRESS)
+    ] = 180.0,
+    log_every: Annotated[
+        int, typer.Option(help="Updates between lines of the log.", rich_help_panel=_PROGRESS)
+    ] = 10,
+    validate_every: Annotated[
+        int, typer.Option(help="Updates between validations.", rich_help_panel=_PROGRESS)
+    ] = 100,
+    tau_prompts: Annotated[
+        int,
+        typer.Option(
+            help="Held-out prompts to decode at a validation, at most 64; 0 = no tau.",
+            rich_help_panel=_PROGRESS,
+        ),
+    ] = 16,
+    tau_tokens: Annotated[
+        int, typer.Option(help="Most tokens of each output.", rich_help_panel=_PROGRESS)
+    ] = 64,
+    tau_seconds: Annotated[
+        float, typer.Option(help="Seconds all of them take at most.", rich_help_panel=_PROGRESS)
+    ] = 20.0,
 ) -> None:
-    """Train an EAGLE head for a target, and export it to OUT/export."""
-    from arborist.training.head_command import HeadJob, run_head_job
+    """Train an EAGLE-2 or EAGLE-3 head for any target, and export it to OUT/export."""
 
-    job = HeadJob(
-        target=target,
-        out=out,
-        num_steps=steps,
-        outputs=tuple(outputs or ()),
-        data=data,
-        mix=None if mix is None else dict(_pairs(mix, "--mix")),
-        num_texts=texts,
-        init=init,
-        num_passes=passes,
-        pass_decay=pass_decay,
-        feature_weight=feature_weight,
-        noise=noise,
-        max_tokens=max_tokens,
-        tokens_per_pass=tokens_per_pass,
-        passes_per_step=passes_per_step,
-        muon_lr=muon_lr,
-        adam_lr=adam_lr,
-        warmup_steps=warmup,
-        decay_share=decay_share,
-        device=device,
-        dtype=dtype,
-        num_threads=threads,
-        num_workers=workers,
-        seed=seed,
-        validate_every=validate_every,
-    )
-    _reporting("train-head", lambda: run_head_job(job))
+    def run() -> None:
+        from transformers.utils.logging import disable_progress_bar
+
+        from arborist.cli.train_acceptance import HeadMeter
+        from arborist.training.head_command import HeadJob, run_head_job
+        from arborist.training.head_shape import HeadShape
+        from arborist.training.new_head import HeadPlan
+
+        disable_progress_bar()
+        layers = None
+        if feature_layers is not None:
+            layers = tuple(_indices(feature_layers, "--feature-layers"))
+        job = HeadJob(
+            target=target,
+            out=out,
+            num_steps=steps,
+            plan=HeadPlan(
+                algorithm=algorithm,
+                init=init,
+                shape=HeadShape(heads, kv_heads, intermediate),
+                feature_layers=layers,
+                draft_vocab_size=draft_vocab_size,
+            ),
+            outputs=tuple(outputs or ()),
+            data=data,
+            mix=None if mix is None else dict(_pairs(mix, "--mix")),
+            num_texts=texts,
+            num_passes=passes,
+            pass_decay=pass_decay,
+            feature_weight=feature_weight,
+            noise=noise,
+            max_tokens=max_tokens,
+            tokens_per_pass=tokens_per_pass,
+            passes_per_step=passes_per_step,
+            muon_lr=muon_lr,
+            adam_lr=adam_lr,
+            warmup_steps=warmup,
+            decay_share=decay_share,
+            device=device,
+            dtype=dtype,
+            target_dtype=target_dtype,
+            num_threads=threads,
+            num_workers=workers,
+            cache_mib=cache_mib,
+            seed=seed,
+            save_every_s=save_every,
+            log_every=log_every,
+            validate_every=validate_every,
+            tau_prompts=tau_prompts,
+        )
+        measure = partial(HeadMeter, max_tokens=tau_tokens, limit_s=tau_seconds)
+        run_head_job(job, measure, typer.echo)
+
+    _reporting("train-head", run)
 
 
 def make_outputs(
@@ -182,7 +291,7 @@ def make_outputs(
     seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
 ) -> None:
     """Write a target's own greedy outputs, without the looping ones, to train its head on."""
-    from arborist.training.head_command import OutputsJob, run_outputs_job
+    from arborist.training.outputs_command import OutputsJob, run_outputs_job
 
     job = OutputsJob(
         target=target,
@@ -231,8 +340,8 @@ def _reporting(command: str, run: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         typer.echo(f"{command}: stopped; the same command goes on from here", err=True)
         raise typer.Exit(130) from None
-    except (ValueError, OSError) as error:
-        typer.echo(f"{command}: {error}", err=True)
+    except (ArboristError, ValueError, OSError) as error:
+        typer.echo(f"{command}: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from arborist.common.few_rows import use_few_rows
 from arborist.common.float_dtypes import FLOAT_DTYPES
@@ -77,6 +77,17 @@ class CausalModel:
         model.set_attn_implementation(CHECKED_ATTENTION)
         self.kv_layout = self._probe(tokens, expected)
         model.set_attn_implementation(ATTENTION)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """Returns the configuration of the language model, without a vision part's."""
+        return self._model.config.get_text_config()
+
+    @property
+    def final_softcap(self) -> float | None:
+        """Returns the bound that the logits are bent to, as in Gemma 2; None = none."""
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return None if cap is None else float(cap)
 
     def feature_layout(self, spec: FeatureSpec) -> FeatureLayout:
         """Returns what one position keeps as features, and watches the layers for it.
@@ -231,15 +242,12 @@ def load_model(
         InvalidArgumentError: No such model, device or dtype.
         MismatchError: The model cannot be served.
     """
-    if dtype not in FLOAT_DTYPES:
-        raise InvalidArgumentError("dtype", dtype, f"one of {', '.join(FLOAT_DTYPES)}")
-    place = _device(device)
     files = ModelFiles(source, revision)
     method = quantization_method(files.config, files.source)
+    model = load_causal_lm(files, device=device, dtype=dtype, revision=revision)
     digest = files.digest()
     register_attention()
     register_checked_attention()
-    model = _read_model(files, revision, place, FLOAT_DTYPES[dtype], method)
     info = _model_info(model, files, digest, dtype, name or Path(source).name)
     try:
         return CausalModel(model, info)
@@ -249,9 +257,32 @@ def load_model(
         if method is None:
             raise
         raise MismatchError(
-            f"{files.source} is quantised with {method} and does not run on {place} in {dtype}: "
-            f"{_first_line(error)}"
+            f"{files.source} is quantised with {method} and does not run on {model.device} in "
+            f"{dtype}: {_first_line(error)}"
         ) from error
+
+
+def load_causal_lm(
+    files: ModelFiles, *, device: str, dtype: str, revision: str | None = None
+) -> PreTrainedModel:
+    """Loads a causal language model as transformers has it, every tensor from the files.
+
+    Args:
+        files: Of the model.
+        device: "cpu" or "cuda:N".
+        dtype: "float32", "bfloat16" or "float16"; weights are cast.
+        revision: Branch, tag or commit of a hub name.
+    Returns:
+        The model in evaluation mode, frozen, with its own eager attention.
+    Raises:
+        InvalidArgumentError: No such device or dtype.
+        MismatchError: It cannot be loaded, or a tensor is missing.
+    """
+    if dtype not in FLOAT_DTYPES:
+        raise InvalidArgumentError("dtype", dtype, f"one of {', '.join(FLOAT_DTYPES)}")
+    place = _device(device)
+    method = quantization_method(files.config, files.source)
+    return _read_model(files, revision, place, FLOAT_DTYPES[dtype], method)
 
 
 def _read_model(

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from arborist.common.model_files import CONFIG, SINGLE_FILE, ModelFiles
 from arborist.core.errors import MismatchError
-from arborist.draft.draft_vocabulary import MEMBERS, OFFSETS, token_ids_of
+from arborist.draft.draft_vocabulary import MEMBERS, OFFSETS, offsets_of, token_ids_of
 from arborist.draft.eagle3_head import Eagle3Head
 from arborist.draft.feature_layers import feature_layers
 from arborist.draft.head import EagleHead
 from arborist.draft.head_config import (
     OUTPUT_LAYERS,
+    eagle3_config_fields,
     head_config_fields,
     parse_fusion_config,
     parse_head_config,
@@ -316,6 +317,31 @@ def save_head(
         state[EMBEDDING] = embed_tokens
     stored = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
     write_head(path, stored, head_config_fields(head.config, dtype))
+
+
+def save_eagle3_head(
+    path: str | Path,
+    head: Eagle3Head,
+    lm_head: Tensor,
+    token_ids: Tensor,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Writes an EAGLE-3 head in the official format: config.json and model.safetensors.
+
+    Args:
+        path: Folder, made if needed; its two files are replaced.
+        head: The head.
+        lm_head: Its LM head, (Vd, H).
+        token_ids: The target's id of each of its Vd draft ids, int64, distinct.
+        dtype: Element type of the file.
+    """
+    members = torch.zeros(head.config.vocab_size, dtype=torch.bool)
+    members[token_ids] = True
+    state = {**head.state_dict(), LM_HEAD: lm_head}
+    stored = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
+    stored |= {OFFSETS: offsets_of(token_ids), MEMBERS: members}
+    write_head(path, stored, eagle3_config_fields(head.config, head.fusion, len(token_ids), dtype))
 
 
 def write_head(path: str | Path, tensors: dict[str, Tensor], config: dict[str, object]) -> None:

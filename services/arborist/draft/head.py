@@ -118,7 +118,9 @@ class RmsNorm(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Returns the normalised states, same shape and dtype."""
-        return F.rms_norm(states, self._shape, self.weight, self._eps)
+        # Under autocast the weights are fp32 and the states are not; torch has no kernel for that.
+        weight = self.weight.to(states.dtype)
+        return F.rms_norm(states, self._shape, weight, self._eps)
 
 
 class HeadAttention(nn.Module):

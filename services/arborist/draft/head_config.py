@@ -177,6 +177,31 @@ def head_config_fields(config: HeadConfig, dtype: torch.dtype) -> dict[str, Any]
     return fields
 
 
+def eagle3_config_fields(
+    config: HeadConfig, fusion: FusionConfig, num_draft_ids: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Returns the official config.json of an EAGLE-3 head, with the layers it is fed from.
+
+    Args:
+        config: Shape of the decoder layer.
+        fusion: How features become states.
+        num_draft_ids: Token ids it drafts.
+        dtype: Of the file.
+    """
+    fields = head_config_fields(config, dtype)
+    del fields["bias"]
+    fields |= {
+        "target_hidden_size": fusion.target_hidden_size,
+        "draft_vocab_size": num_draft_ids,
+    }
+    if fusion.layer_ids is not None:
+        fields[FEATURE_LAYERS] = list(fusion.layer_ids)
+    for name in ("fc_norm", "norm_before_fc", "norm_before_residual", "norm_output"):
+        if getattr(fusion, name):
+            fields[name] = True
+    return fields
+
+
 def _llama3_fields(scaling: Llama3Scaling) -> dict[str, Any]:
     return {
         "rope_type": "llama3",

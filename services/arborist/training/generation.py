@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import DynamicCache, GenerationConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 
@@ -110,7 +110,7 @@ class DecodeBatch:
 
 @torch.no_grad()
 def greedy_outputs(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     batch_size: int = 64,
@@ -118,24 +118,42 @@ def greedy_outputs(
     """Decode greedily; prompts of similar length share a batch.
 
     Args:
-        model: in evaluation mode.
+        model: causal LM of any family, in evaluation mode; a plain Llama is decoded by our own
+            loop, every other one by `generate`.
         prompts: token ids, each non-empty.
         max_new_tokens: limit of an output, at least 1.
         batch_size: prompts decoded together.
     Yields:
         (index of the prompt, output ids with the end token when it came), in any order.
     """
+    ends = end_token_ids(model)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        outputs = _decode(model, [prompts[index] for index in indices], max_new_tokens)
+        chosen = [prompts[index] for index in indices]
+        if isinstance(model, LlamaForCausalLM):
+            outputs = _decode(model, chosen, max_new_tokens, ends)
+        else:
+            outputs = _generate(model, chosen, max_new_tokens, ends)
         yield from zip(indices, outputs, strict=True)
 
 
+def end_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    """Ids that end an output: those of the generation config, else of the config."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    if found is None:
+        found = model.config.get_text_config().eos_token_id
+    if found is None:
+        return frozenset()
+    return frozenset(found if isinstance(found, list) else [found])
+
+
 def _decode(
-    model: LlamaForCausalLM, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: LlamaForCausalLM,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ends: frozenset[int],
 ) -> list[list[int]]:
-    eos = model.config.eos_token_id
     batch = DecodeBatch(model, prompts, max_new_tokens)
     outputs: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))
@@ -143,12 +161,42 @@ def _decode(
         if number:
             batch.step()
         for row, token in zip(rows, batch.next_tokens.tolist(), strict=True):
-            if not outputs[row] or outputs[row][-1] != eos:
+            if not outputs[row] or outputs[row][-1] not in ends:
                 outputs[row].append(token)
-        live = [i for i, row in enumerate(rows) if outputs[row][-1] != eos]
+        live = [i for i, row in enumerate(rows) if outputs[row][-1] not in ends]
         if not live:
             break
         if len(live) < 0.8 * len(rows):
             batch.keep(live)
             rows = [rows[i] for i in live]
+    return outputs
+
+
+def _generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    ends: frozenset[int],
+) -> list[list[int]]:
+    longest = max(map(len, prompts))
+    ids = torch.zeros((len(prompts), longest), dtype=torch.int64)  # [B, T]
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
+    # A checkpoint's own sampling settings, and none at all, both mean greedy here.
+    settings = GenerationConfig(
+        do_sample=False,
+        repetition_penalty=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=min(ends, default=0),
+    )
+    whole = model.generate(
+        ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
+    )
+    outputs = []
+    for row in whole[:, longest:].tolist():
+        end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
+        outputs.append(row[: end + 1])
     return outputs

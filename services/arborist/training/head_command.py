@@ -1,71 +1,54 @@
-"""What `train-head` and `make-outputs` do."""
+"""What `train-head` does."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from arborist.draft.checkpoint import load_head, save_head
-from arborist.draft.head import EagleHead, HeadConfig
+from arborist.core.engine import ModelInfo
+from arborist.core.errors import InvalidArgumentError
+from arborist.training.acceptance import MeasureAcceptance
+from arborist.training.chat_format import ChatFormat
+from arborist.training.eagle3_loss import Eagle3Loss
+from arborist.training.head_examples import HeadExample, example_of_output, example_of_record
 from arborist.training.head_loss import HeadLoss
-from arborist.training.head_trainer import HeadRun, HeadTrainer
-from arborist.training.own_outputs import (
-    OwnOutput,
-    pick_prompts,
-    read_own_outputs,
-    write_corrections,
-    write_own_outputs,
-)
-from arborist.training.records import (
-    EncodedRecord,
-    Record,
-    data_files,
-    encode_record,
-    read_records,
-)
+from arborist.training.head_objective import Eagle2Objective, Eagle3Objective, HeadObjective
+from arborist.training.head_trainer import HeadRun, HeadTrainer, describe_validation
+from arborist.training.new_head import HeadPlan, export_head, new_head
+from arborist.training.own_outputs import read_own_outputs
+from arborist.training.records import data_files, read_files
 from arborist.training.replicas import Replicas
 from arborist.training.target_model import make_optimizer
+from arborist.training.target_states import TargetStates
+from arborist.training.target_tokenizer import load_tokenizer
 
-VALIDATION_SHARE = 0.01
+VALIDATION_SHARE = 0.02
+MAX_VALIDATION = 64
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-
-@dataclass(frozen=True)
-class OutputsJob:
-    """Everything `make-outputs` was told."""
-
-    target: Path
-    data: Path
-    out: Path
-    mix: dict[str, float]
-    num_prompts: int
-    max_new_tokens: int = 128
-    max_prompt_tokens: int = 512
-    batch_size: int = 64
-    keep_loops: bool = False
-    corrections: Path | None = None
-    device: str = "cpu"
-    num_threads: int = 2
-    seed: int = 0
+MakeMeasure: TypeAlias = Callable[[TargetStates, Sequence[Sequence[int]]], MeasureAcceptance]
+"""Given the target and token ids of held-out prompts, returns what decodes them with a head."""
 
 
 @dataclass(frozen=True)
 class HeadJob:
-    """Everything `train-head` was told."""
+    """Everything `train-head` was told; None = the algorithm's or the target's own."""
 
-    target: Path
+    target: str | Path
     out: Path
     num_steps: int
+    plan: HeadPlan = field(default_factory=HeadPlan)
     outputs: tuple[Path, ...] = ()
     data: Path | None = None
     mix: dict[str, float] | None = None
     num_texts: int = 0
-    init: Path | None = None
-    num_passes: int = 3
-    pass_decay: float = 0.9
+    num_passes: int | None = None
+    pass_decay: float | None = None
     feature_weight: float = 0.2
     noise: float = 0.1
     max_tokens: int = 512
@@ -77,158 +60,157 @@ class HeadJob:
     decay_share: float = 0.5
     device: str = "cpu"
     dtype: str = "fp32"
+    target_dtype: str = "fp32"
     num_threads: int = 1
     num_workers: int = 2
+    cache_mib: int = 4096
     seed: int = 0
+    save_every_s: float = 180.0
+    log_every: int = 10
     validate_every: int = 100
+    tau_prompts: int = 16
 
 
-def run_outputs_job(job: OutputsJob) -> dict[str, int]:
-    """Write the target's own greedy outputs; returns the counts.
-
-    Raises:
-        ValueError: a setting that does not fit, in one line.
-    """
-    torch.set_num_threads(job.num_threads)
-    tokenizer = AutoTokenizer.from_pretrained(job.target)
-    model = _target(job.target, job.device)
-    prompts = pick_prompts(
-        _read(job.data, job.mix),
-        job.mix,
-        job.num_prompts,
-        tokenizer,
-        max_prompt_tokens=job.max_prompt_tokens,
-        seed=job.seed,
-    )
-    counts = write_own_outputs(
-        model, prompts, job.out, job.max_new_tokens, job.batch_size, job.keep_loops
-    )
-    if job.corrections is not None:
-        outputs = list(read_own_outputs(job.out))
-        counts.update(write_corrections(job.corrections, outputs, tokenizer))
-    return counts
-
-
-def run_head_job(job: HeadJob) -> None:
+def run_head_job(
+    job: HeadJob,
+    make_measure: MakeMeasure | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
     """Train (or go on training) a head and write it to ``out/export``.
 
+    Args:
+        job: what was asked.
+        make_measure: of tau on held-out prompts; None = tau is not measured.
+        report: takes lines for people.
     Raises:
         ValueError: a setting that does not fit, in one line.
+        ArboristError: a model that cannot be loaded or a setting out of range, in one line.
     """
+    _check(job)
     torch.set_num_threads(job.num_threads)
     torch.manual_seed(job.seed)
-    if job.dtype not in ("fp32", "bf16"):
-        raise ValueError(f"dtype `{job.dtype}`: fp32 or bf16")
-    tokenizer = AutoTokenizer.from_pretrained(job.target)
-    target = _target(job.target, job.device)
-    examples = _examples(job, tokenizer)
-    if len(examples) < 2:
-        raise ValueError("no examples: give --outputs, or --data with --texts above 0")
-    held = max(1, min(64, int(len(examples) * VALIDATION_SHARE)))
-    head = _head(job, target).to(job.device)
-    replicas = Replicas(head, job.num_workers)
+    states = TargetStates.load(
+        job.target, device=job.device, dtype=DTYPES[job.target_dtype], head_dtype=job.dtype
+    )
+    examples = _examples(job, states.model.info)
+    held, learnt = _split(examples)
+    model, layers = new_head(job.plan, states, [example.encoded for example in learnt], report)
+    states.watch(layers)
+    model.to(job.device)
+    replicas = Replicas(model, job.num_workers)
+    measure = None
+    prompts = [example.prompt_ids for example in held if example.num_prompt_tokens][
+        : job.tau_prompts
+    ]
+    if make_measure is not None and prompts:
+        measure = make_measure(states, prompts)
     trainer = HeadTrainer(
-        head,
-        target,
-        make_optimizer(head, job.muon_lr, job.adam_lr, replicas=replicas),
-        examples[held:],
-        examples[:held],
-        HeadLoss(job.num_passes, job.pass_decay, job.feature_weight, job.noise),
-        HeadRun(
-            num_steps=job.num_steps,
-            tokens_per_pass=job.tokens_per_pass,
-            passes_per_step=job.passes_per_step,
-            warmup_steps=job.warmup_steps,
-            decay_share=job.decay_share,
-            validate_every=job.validate_every,
-            seed=job.seed,
-            device=job.device,
-            dtype=job.dtype,
-        ),
+        model,
+        states,
+        make_optimizer(model, job.muon_lr, job.adam_lr, replicas=replicas),
+        [example.encoded for example in learnt],
+        [example.encoded for example in held],
+        _objective(job, states),
+        _run(job),
         job.out,
-        replicas,
+        replicas=replicas,
+        measure=measure,
+        recipe=job.plan.recipe() | {"seed": job.seed, "target": states.model.info.digest},
     )
     trainer.train()
-    trainer.validate()
-    save_head(job.out / "export", head)
+    report(describe_validation(trainer.validate()))
+    export_head(job.out / "export", model)
 
 
-def head_config_of(target: LlamaForCausalLM) -> HeadConfig:
-    """A one-layer head as wide as the target's states, whatever the width of its layers.
-
-    Of a target with the usual proportions it is one more layer; of one with thin layers (too few
-    heads to fill its states) it gets the proportions of a usual layer, since it has no second one.
-    """
-    config = target.config
-    head_dim = target.model.layers[0].self_attn.head_dim
-    num_heads = max(config.num_attention_heads, config.hidden_size // head_dim)
-    is_thin = num_heads > config.num_attention_heads
-    usual_width = -(-config.hidden_size * 8 // 3 // 128) * 128
-    return HeadConfig(
-        hidden_size=config.hidden_size,
-        intermediate_size=usual_width if is_thin else config.intermediate_size,
-        num_attention_heads=num_heads,
-        num_key_value_heads=max(1, num_heads // 3) if is_thin else config.num_key_value_heads,
-        head_dim=head_dim,
-        vocab_size=config.vocab_size,
-        rms_norm_eps=config.rms_norm_eps,
-        max_position_embeddings=config.max_position_embeddings,
-    )
-
-
-def example_of_output(output: OwnOutput, max_tokens: int) -> EncodedRecord:
-    """Prompt and own output as one sequence; only the output's tokens count as labels."""
-    ids = np.asarray([*output.prompt_ids, *output.output_ids], dtype=np.int64)
-    weights = np.zeros(len(ids), dtype=np.float32)
-    weights[len(output.prompt_ids) :] = 1.0
-    # The first output token is the target's own; the head only ever predicts what follows it.
-    weights[len(output.prompt_ids)] = 0.0
-    return EncodedRecord(ids[:max_tokens], weights[:max_tokens])
+def _check(job: HeadJob) -> None:
+    if job.dtype not in ("fp32", "bf16"):
+        raise InvalidArgumentError("dtype", job.dtype, "fp32 or bf16")
+    if job.target_dtype not in DTYPES:
+        raise InvalidArgumentError("target-dtype", job.target_dtype, f"one of {', '.join(DTYPES)}")
+    bounds = {
+        "steps": (job.num_steps, 1, 10_000_000),
+        "passes": (job.num_passes or 1, 1, 16),
+        "max-tokens": (job.max_tokens, 3, 1 << 20),
+        "tokens-per-pass": (job.tokens_per_pass, 1, 1 << 24),
+        "passes-per-step": (job.passes_per_step, 1, 4096),
+        "workers": (job.num_workers, 1, 256),
+        "threads": (job.num_threads, 1, 1024),
+        "log-every": (job.log_every, 1, 10_000_000),
+        "validate-every": (job.validate_every, 1, 10_000_000),
+        "tau-prompts": (job.tau_prompts, 0, MAX_VALIDATION),
+        "cache-mib": (job.cache_mib, 0, 1 << 24),
+    }
+    for name, (value, least, most) in bounds.items():
+        if not least <= value <= most:
+            raise InvalidArgumentError(name, value, f"in [{least}, {most}]")
 
 
-def _examples(job: HeadJob, tokenizer: PreTrainedTokenizerFast) -> list[EncodedRecord]:
-    examples = [
-        example_of_output(output, job.max_tokens)
-        for path in job.outputs
-        for output in read_own_outputs(path)
-    ]
+def _examples(job: HeadJob, info: ModelInfo) -> list[HeadExample]:
+    """All examples in random order."""
+    examples = [example_of_output(one) for path in job.outputs for one in read_own_outputs(path)]
     generator = np.random.default_rng(job.seed)
     if job.data is not None and job.num_texts:
+        chat = ChatFormat(load_tokenizer(job.target))
         mix = job.mix or dict.fromkeys(data_files(job.data), 1.0)
         total = sum(mix.values())
-        for name, records in _read(job.data, mix).items():
+        for name, records in read_files(job.data, mix).items():
             count = min(len(records), round(job.num_texts * mix[name] / total))
             for index in generator.permutation(len(records))[:count]:
-                encoded = encode_record(records[int(index)], tokenizer)
-                examples.append(
-                    EncodedRecord(
-                        encoded.token_ids[: job.max_tokens], encoded.loss_weights[: job.max_tokens]
-                    )
-                )
-    usable = [example for example in examples if float(example.loss_weights[2:].sum()) > 0]
+                record = records[int(index)]
+                # What the target is to unlearn is not what it says.
+                if record.unlikely_from is None:
+                    examples.append(example_of_record(record, chat))
+    limit = min(job.max_tokens, info.context_length)
+    usable = [cut for example in examples if (cut := example.cut(limit)).is_usable]
+    if len(usable) < 2:
+        raise InvalidArgumentError(
+            "examples", len(usable), "at least 2: give --outputs, or --data with --texts above 0"
+        )
+    highest = max(int(example.encoded.token_ids.max()) for example in usable)
+    if highest >= info.vocab_size:
+        raise InvalidArgumentError("token id", highest, f"below {info.vocab_size}, the target's")
     return [usable[int(index)] for index in generator.permutation(len(usable))]
 
 
-def _head(job: HeadJob, target: LlamaForCausalLM) -> EagleHead:
-    if job.init is None:
-        return EagleHead(head_config_of(target))
-    head, _ = load_head(job.init)
-    if head.config.hidden_size != target.config.hidden_size:
-        raise ValueError(
-            f"init head has hidden_size {head.config.hidden_size}: "
-            f"the target has {target.config.hidden_size}"
+def _split(examples: list[HeadExample]) -> tuple[list[HeadExample], list[HeadExample]]:
+    """What is held out, a fiftieth or, of few examples, up to a tenth; and what is learnt."""
+    share = max(round(len(examples) * VALIDATION_SHARE), min(8, len(examples) // 10))
+    count = max(1, min(MAX_VALIDATION, share))
+    return examples[:count], examples[count:]
+
+
+def _objective(job: HeadJob, states: TargetStates) -> HeadObjective:
+    if job.plan.algorithm == "eagle3":
+        passes = 7 if job.num_passes is None else job.num_passes
+        return Eagle3Objective(Eagle3Loss(passes, _or(job.pass_decay, 0.8)))
+    passes = 3 if job.num_passes is None else job.num_passes
+    return Eagle2Objective(
+        HeadLoss(
+            passes,
+            _or(job.pass_decay, 0.9),
+            job.feature_weight,
+            job.noise,
+            softcap=states.readout.softcap,
         )
-    return head
+    )
 
 
-def _target(path: Path, device: str) -> LlamaForCausalLM:
-    model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
-    return model.to(device).eval().requires_grad_(False)
+def _or(given: float | None, usual: float) -> float:
+    return usual if given is None else given
 
 
-def _read(folder: Path, names: dict[str, float]) -> dict[str, list[Record]]:
-    files = data_files(folder)
-    missing = [name for name in names if name not in files]
-    if missing:
-        raise ValueError(f"mix: no file `{missing[0]}` in {folder} (there are: {', '.join(files)})")
-    return {name: list(read_records(files[name])) for name in names}
+def _run(job: HeadJob) -> HeadRun:
+    return HeadRun(
+        num_steps=job.num_steps,
+        tokens_per_pass=job.tokens_per_pass,
+        passes_per_step=job.passes_per_step,
+        warmup_steps=job.warmup_steps,
+        decay_share=job.decay_share,
+        save_every_s=job.save_every_s,
+        log_every=job.log_every,
+        validate_every=job.validate_every,
+        cache_bytes=job.cache_mib << 20,
+        seed=job.seed,
+        device=job.device,
+        dtype=job.dtype,
+    )

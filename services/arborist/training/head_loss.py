@@ -1,4 +1,4 @@
-"""Loss of a head against its target, over unrolled passes."""
+"""Loss of an EAGLE-1/2 head against its target, over unrolled passes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class HeadLoss:
     pass_decay: float = 0.9
     feature_weight: float = 0.2
     noise: float = 0.1
+    softcap: float | None = None
+    """Bound of the target's logits, as in Gemma 2."""
 
     def __call__(
         self,
@@ -33,6 +35,7 @@ class HeadLoss:
         token_ids: Tensor,
         features: Tensor,
         weights: Tensor,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, list[int]]:
         """Summed loss of a batch of sequences, padded on the right.
 
@@ -43,22 +46,24 @@ class HeadLoss:
             token_ids: x, [B, T] int64.
             features: f, [B, T, H], the target's; pair t is (f_t, x_{t+1}).
             weights: [B, T], weight of token t as a label: x_{t+2} is the label of pair t.
+            generator: of the noise, on the CPU; None = torch's own.
         Returns:
             the loss in nats, and for each pass how many of the target's favourites the head named.
         """
         rows, columns = token_ids.shape[0], token_ids.shape[1] - 1
         width = features.shape[-1]
         pairs = F.embedding(token_ids[:, 1:], embedding).reshape(-1, width)  # [B·(T-1), H]
-        kept = F.pad(weights[:, 2:], (0, 1)).reshape(-1)  # [B·(T-1)]
-        index = kept.nonzero()[:, 0]  # [N]
-        kept = kept[index]
+        index, kept = label_rows(weights)  # [N] each
         wanted = features[:, 1:].reshape(-1, width)[index]  # [N, H]
-        target_logprobs = F.linear(wanted, lm_head).float().log_softmax(-1)  # [N, V]
-        target_probs = target_logprobs.exp()
-        favourites = target_logprobs.argmax(-1)
+        target_logits = F.linear(wanted, lm_head).float()  # [N, V]
+        if self.softcap is not None:
+            target_logits = self.softcap * torch.tanh(target_logits / self.softcap)
+        target_probs = target_logits.softmax(-1)
+        favourites = target_logits.argmax(-1)
         inputs = features[:, :-1]  # [B, T-1, H]
         if self.noise:
-            inputs = inputs + (torch.rand_like(inputs) - 0.5) * (2 * self.noise)
+            uniform = torch.rand(inputs.shape, generator=generator).to(inputs)
+            inputs = inputs + (uniform - 0.5) * (2 * self.noise)
         positions = torch.arange(columns, device=token_ids.device).repeat(rows)
         attention = UnrolledAttention(rows, columns)
         total = features.new_zeros(())
@@ -78,3 +83,16 @@ class HeadLoss:
             shifted = output.view(rows, columns, width)[:, :-1]
             inputs = torch.cat([features[:, :1], shifted], 1)
         return total, agreed
+
+
+def label_rows(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs that have a label.
+
+    Args:
+        weights: [B, T], weight of token t as a label: x_{t+2} is the label of pair t.
+    Returns:
+        their places among the B·(T-1) pairs, and their weights; [N] each.
+    """
+    kept = F.pad(weights[:, 2:], (0, 1)).reshape(-1)  # [B·(T-1)]
+    index = kept.nonzero()[:, 0]
+    return index, kept[index]

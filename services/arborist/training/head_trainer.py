@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import LlamaForCausalLM
 
-from arborist.draft.head import EagleHead
-from arborist.training.head_loss import HeadLoss
+from arborist.core.errors import InvalidArgumentError
+from arborist.training.acceptance import MeasureAcceptance
+from arborist.training.head_objective import HeadBatch, HeadObjective
+from arborist.training.metrics_file import METRICS, MetricsFile
 from arborist.training.muon import Muon
 from arborist.training.records import EncodedRecord
 from arborist.training.replicas import Replicas
-from arborist.training.run_state import load_run_state, save_run_state
+from arborist.training.run_state import load_run_state, read_progress, save_run_state
 from arborist.training.schedule import Schedule
+from arborist.training.state_cache import StateCache
+from arborist.training.target_states import StateSource
+from arborist.training.trained_head import TrainedHead
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,9 @@ class HeadRun:
     decay_share: float = 0.5
     clip_norm: float = 1.0
     save_every_s: float = 180.0
+    log_every: int = 10
     validate_every: int = 100
-    cache_features: bool = True
+    cache_bytes: int = 4 << 30
     seed: int = 0
     device: str = "cpu"
     dtype: str = "fp32"
@@ -46,65 +52,77 @@ class HeadTrainer:
 
     def __init__(
         self,
-        head: EagleHead,
-        target: LlamaForCausalLM,
+        model: TrainedHead,
+        source: StateSource,
         optimizer: Muon,
         examples: Sequence[EncodedRecord],
         validation: Sequence[EncodedRecord],
-        loss: HeadLoss,
+        objective: HeadObjective,
         run: HeadRun,
         folder: Path,
+        *,
         replicas: Replicas | None = None,
+        measure: MeasureAcceptance | None = None,
+        recipe: Mapping[str, object] | None = None,
     ) -> None:
         """Take a head, resuming the run in the folder if there is one.
 
         Args:
-        head: in fp32, one layer, on ``run.device``.
-        target: frozen, on ``run.device``.
-        optimizer: of the head.
-        examples: sequences with the weight of each token as a label.
-        validation: the same, never trained on.
-        loss: loss and number of passes.
-        run: settings.
-        folder: state and log go there; a state already there is resumed.
-        replicas: of the head, when several threads share the work.
+            model: in fp32, one layer, on ``run.device``.
+            source: the target's states and tables.
+            optimizer: of the head.
+            examples: sequences with the weight of each token as a label.
+            validation: the same, never trained on.
+            objective: what is minimised.
+            run: settings.
+            folder: state and log go there; a state already there is resumed.
+            replicas: of the head, when several threads share the work.
+            measure: decodes held-out prompts at every validation; None = not measured.
+            recipe: what a resumed run must not change, in JSON's types.
+        Raises:
+            InvalidArgumentError: the folder holds a run with another recipe.
         """
-        self.head = head
-        self._target = target.eval().requires_grad_(False)
+        self.model = model
+        self._source = source
         self._optimizer = optimizer
         self._examples = examples
         self._validation = validation
-        self._loss = loss
+        self._objective = objective
         self._run = run
         self._folder = folder
-        self._replicas = replicas or Replicas(head, 1)
+        self._replicas = replicas or Replicas(model, 1)
+        self._measure = measure
+        self._recipe = dict(recipe or {})
         self._schedule = Schedule(run.num_steps, run.warmup_steps, run.decay_share)
         self._peaks = [group["lr"] for group in optimizer.param_groups]
-        self._features: dict[int, Tensor] = {}
+        self._cache = StateCache(source, run.cache_bytes)
         self._plans: dict[int, list[list[int]]] = {}
+        self._metrics = MetricsFile(folder / METRICS)
         self.step = 0
         self.num_tokens = 0
         folder.mkdir(parents=True, exist_ok=True)
-        progress = load_run_state(folder, head, optimizer)
-        if progress is not None:
-            self.step = progress["step"]
-            self.num_tokens = progress["num_tokens"]
+        self._resume()
 
     def train(self) -> None:
         """Run to the last step, saving now and then and at the end (also when interrupted)."""
-        self.head.train()
+        self.model.train()
         saved_at = time.monotonic()
         bar = tqdm(total=self._run.num_steps, initial=self.step, unit="step", mininterval=5)
+        shown: dict[str, object] = {}
         try:
             while self.step < self._run.num_steps:
                 entry = self.train_step()
                 bar.update()
-                bar.set_postfix(loss=f"{entry['loss']:.3f}", agree=entry["agreement"])
-                if self.step % 10 == 0:
-                    self._log({"step": self.step, "num_tokens": self.num_tokens, **entry})
-                if self.step % self._run.validate_every == 0:
-                    self.validate()
-                if time.monotonic() - saved_at > self._run.save_every_s:
+                shown |= {"loss": f"{entry['loss']:.3f}", "agree": entry["agreement"]}
+                bar.set_postfix(shown)
+                if self.step % self._run.log_every == 0:
+                    self._metrics.add({"step": self.step, "num_tokens": self.num_tokens, **entry})
+                # The end is validated by whoever called, once the last state is safe.
+                if self.step % self._run.validate_every == 0 and self.step < self._run.num_steps:
+                    result = self.validate()
+                    shown["tau"] = result.get("validation_tau")
+                    bar.write(describe_validation(result))
+                if time.monotonic() - saved_at >= self._run.save_every_s:
                     self.save()
                     saved_at = time.monotonic()
         finally:
@@ -116,86 +134,123 @@ class HeadTrainer:
         factor = self._schedule.factor(self.step)
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
-        groups = [
-            self._group(self.step * self._run.passes_per_step + number)
-            for number in range(self._run.passes_per_step)
-        ]
-        weight = sum(_label_weight(self._examples[index]) for group in groups for index in group)
+        first = self.step * self._run.passes_per_step
+        numbers = range(first, first + self._run.passes_per_step)
+        groups = {number: self._group(number) for number in numbers}
+        indices = [index for group in groups.values() for index in group]
+        weight = sum(_label_weight(self._examples[index]) for index in indices)
         agreed: list[list[int]] = []
 
-        def loss_of(head: torch.nn.Module, group: list[int]) -> Tensor:
-            total, counts = self._pass(head, [self._examples[i] for i in group], group)
+        def loss_of(model: torch.nn.Module, number: int) -> Tensor:
+            keys = groups[number]
+            total, counts = self._pass(model, [self._examples[i] for i in keys], keys, number)
             agreed.append(counts)
             return total / weight
 
         loss = self._replicas.backward(loss_of, groups)
-        torch.nn.utils.clip_grad_norm_(self.head.parameters(), self._run.clip_norm)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._run.clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.num_tokens += sum(len(self._examples[i]) for group in groups for i in group)
-        labels = sum(_num_labels(self._examples[i]) for group in groups for i in group)
+        self.num_tokens += sum(len(self._examples[index]) for index in indices)
+        labels = sum(_num_labels(self._examples[index]) for index in indices)
         return {"loss": loss, "agreement": _shares(agreed, labels)}
 
     @torch.no_grad()
     def validate(self) -> dict[str, object]:
-        """Loss and agreement on the validation sequences, also written to the log."""
-        self.head.eval()
+        """Loss, agreement and tau on what is held out, also written to the log."""
+        self.model.eval()
         total, labels, weight = 0.0, 0, 0.0
         agreed = []
-        for example in self._validation:
-            loss, counts = self._pass(self.head, [example], None)
+        for number, example in enumerate(self._validation):
+            # Keys beside those of the examples: their states are remembered too.
+            key = len(self._examples) + number
+            loss, counts = self._pass(self.model, [example], [key], -1 - number)
             total += float(loss)
             agreed.append(counts)
             labels += _num_labels(example)
             weight += _label_weight(example)
-        self.head.train()
         result: dict[str, object] = {
             "step": self.step,
             "validation_loss": total / max(1.0, weight),
             "validation_agreement": _shares(agreed, labels),
         }
-        self._log(result)
+        if self._measure is not None:
+            found = self._measure(self.model)
+            if found is not None:
+                result["validation_tau"] = round(found.tau, 3)
+                result["validation_rounds"] = found.num_rounds
+                result["validation_prompts"] = found.num_prompts
+                result["validation_s"] = round(found.elapsed_s, 2)
+        self.model.train()
+        self._metrics.add(result)
         return result
 
     def save(self) -> None:
         """Write the state of the run."""
-        progress = {"step": self.step, "num_tokens": self.num_tokens, "run": asdict(self._run)}
-        save_run_state(self._folder, self.head, self._optimizer, progress)
+        progress = {
+            "step": self.step,
+            "num_tokens": self.num_tokens,
+            "run": asdict(self._run),
+            "recipe": self._recipe,
+        }
+        save_run_state(self._folder, self.model, self._optimizer, progress)
+
+    def _resume(self) -> None:
+        begun = read_progress(self._folder)
+        if begun is None:
+            return
+        for name, wanted in self._recipe.items():
+            found = begun.get("recipe", {}).get(name)
+            if found != wanted:
+                raise InvalidArgumentError(
+                    name, wanted, f"{found}, as the run in {self._folder} began (or another --out)"
+                )
+        load_run_state(self._folder, self.model, self._optimizer)
+        self.step = begun["step"]
+        self.num_tokens = begun["num_tokens"]
+        # Steps after the last saved state are trained again, and logged again.
+        self._metrics.drop_after(self.step)
 
     def _pass(
-        self, head: torch.nn.Module, examples: Sequence[EncodedRecord], keys: list[int] | None
+        self,
+        model: torch.nn.Module,
+        examples: Sequence[EncodedRecord],
+        keys: Sequence[int],
+        number: int,
     ) -> tuple[Tensor, list[int]]:
-        device = self._run.device
-        longest = max(map(len, examples))
-        token_ids = torch.zeros((len(examples), longest), dtype=torch.int64)
-        weights = torch.zeros((len(examples), longest))
-        for row, example in enumerate(examples):
-            token_ids[row, : len(example)] = torch.from_numpy(example.token_ids)
-            weights[row, : len(example)] = torch.from_numpy(example.loss_weights)
-        token_ids, weights = token_ids.to(device), weights.to(device)
-        features = self._features_of(token_ids, keys)
-        lm_head = self._target.lm_head.weight
-        embedding = self._target.model.embed_tokens.weight
-        device_type = torch.device(device).type
-        with torch.autocast(device_type, torch.bfloat16, enabled=self._run.dtype == "bf16"):
-            return self._loss(head, lm_head, embedding, token_ids, features, weights)  # type: ignore[arg-type]
+        device = torch.device(self._run.device)
+        batch = self._batch(examples, keys, number, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._run.dtype == "bf16"):
+            return self._objective(
+                cast("TrainedHead", model), self._source.readout, self._source.embedding, batch
+            )
 
-    def _features_of(self, token_ids: Tensor, keys: list[int] | None) -> Tensor:
-        """Features [B, T, H] of the target, remembered in half precision by example."""
-        if keys is not None and all(key in self._features for key in keys):
-            stored = [self._features[key] for key in keys]
-            padded = torch.nn.utils.rnn.pad_sequence(stored, batch_first=True)
-            return padded.to(token_ids.device, torch.float32)
-        with torch.no_grad():
-            # Padding stands on the right: causal attention keeps it out of every real row.
-            features = self._target.model(input_ids=token_ids, use_cache=False).last_hidden_state
-        if keys is not None and self._run.cache_features:
-            for row, key in enumerate(keys):
-                count = len(self._examples[key])
-                self._features[key] = features[row, :count].to("cpu", torch.bfloat16)
-        widened: Tensor = features.float()
-        return widened
+    def _batch(
+        self,
+        examples: Sequence[EncodedRecord],
+        keys: Sequence[int],
+        number: int,
+        device: torch.device,
+    ) -> HeadBatch:
+        """Pads the examples of pass ``number`` on the right: causal attention keeps that out."""
+        found = [
+            self._cache.states(key, example) for key, example in zip(keys, examples, strict=True)
+        ]
+        token_ids = [torch.from_numpy(example.token_ids) for example in examples]
+        weights = [torch.from_numpy(example.loss_weights) for example in examples]
+        features = _padded([one.features for one in found], device)
+        shared = all(one.features is one.finals for one in found)
+        # Noise that depends on the pass alone: a resumed run draws the same.
+        sequence = np.random.SeedSequence((self._run.seed, abs(number), int(number < 0)))
+        seed = int(sequence.generate_state(1, np.uint64)[0] >> 1)
+        return HeadBatch(
+            pad_sequence(token_ids, batch_first=True).to(device),
+            pad_sequence(weights, batch_first=True).to(device),
+            features,
+            features if shared else _padded([one.finals for one in found], device),
+            torch.Generator().manual_seed(seed),
+        )
 
     def _group(self, number: int) -> list[int]:
         """Example indices of pass ``number``: a function of the seed and the number alone."""
@@ -213,10 +268,6 @@ class HeadTrainer:
                 (self._run.seed, epoch),
             )
         return self._plans[epoch]
-
-    def _log(self, entry: dict[str, object]) -> None:
-        with (self._folder / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(entry) + "\n")
 
 
 def plan_groups(
@@ -245,6 +296,25 @@ def plan_groups(
             group.append(index)
         groups.append(group)
     return [groups[int(i)] for i in generator.permutation(len(groups))]
+
+
+def describe_validation(result: Mapping[str, object]) -> str:
+    """One line for people: step, loss, agreement and tau."""
+    line = (
+        f"step {result['step']}: validation loss {result['validation_loss']:.3f}, "
+        f"agreement {result['validation_agreement']}"
+    )
+    if "validation_tau" not in result:
+        return line
+    return (
+        f"{line}, tau {result['validation_tau']:.2f} ({result['validation_rounds']} rounds of "
+        f"{result['validation_prompts']} prompts, {result['validation_s']:.1f} s)"
+    )
+
+
+def _padded(states: Sequence[Tensor], device: torch.device) -> Tensor:
+    moved = [one.to(device, torch.float32) for one in states]
+    return pad_sequence(moved, batch_first=True)  # [B, T, W]
 
 
 def _num_labels(example: EncodedRecord) -> int:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from arborist.core.loops import loops
+from arborist.training.chat_format import ChatFormat
 from arborist.training.generation import greedy_outputs
-from arborist.training.records import Encoder, Record, chat_prompt
+from arborist.training.records import Encoder, Record
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ def pick_prompts(
         text_tokens: tokens of a plain text that make a prompt.
         seed: of the choice.
     Returns:
-        (file name, token ids with bos).
+        (file name, token ids, with bos where the tokenizer has one).
     """
     generator = np.random.default_rng(seed)
+    chat = ChatFormat(encoder)
     total = sum(shares.values())
     picked: list[tuple[str, list[int]]] = []
     seen: set[str] = set()
@@ -58,21 +60,21 @@ def pick_prompts(
             if wanted == 0:
                 break
             record = records[name][int(index)]
-            text = record.text if record.response is None else chat_prompt(record.text)
+            text = record.text if record.response is None else chat.prompt_text(record.text)
             if text in seen:
                 continue
             seen.add(text)
-            ids = [encoder.bos_token_id, *encoder.encode(text, add_special_tokens=False)]
+            ids = [*chat.begin, *chat.encode(text)]
             if record.response is None:
                 ids = ids[:text_tokens]
-            if len(ids) <= max_prompt_tokens:
+            if 0 < len(ids) <= max_prompt_tokens:
                 picked.append((name, ids))
                 wanted -= 1
     return picked
 
 
 def write_own_outputs(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     prompts: Sequence[tuple[str, list[int]]],
     path: Path,
     max_new_tokens: int,
@@ -212,7 +214,24 @@ def break_tokens(encoder: Encoder) -> set[int]:
 
 
 def read_own_outputs(path: Path) -> Iterator[OwnOutput]:
-    """Read a file of :func:`write_own_outputs`."""
+    """Read a file of :func:`write_own_outputs`.
+
+    Raises:
+        ValueError: a line that is none of its lines, naming file and number.
+    """
     with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            yield OwnOutput(**json.loads(line))
+        for number, line in enumerate(lines, start=1):
+            try:
+                row = json.loads(line)
+                output = OwnOutput(row["prompt_ids"], row["output_ids"], str(row.get("source", "")))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                output = None
+            if output is None or not _are_ids(output.prompt_ids, output.output_ids):
+                raise ValueError(f"{path.name}:{number}: needs `prompt_ids` and `output_ids`")
+            yield output
+
+
+def _are_ids(*lists: object) -> bool:
+    return all(
+        isinstance(ids, list) and all(type(one) is int and one >= 0 for one in ids) for ids in lists
+    )

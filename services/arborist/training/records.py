@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,6 +115,22 @@ def data_files(folder: Path) -> dict[str, Path]:
     if not found:
         raise ValueError(f"data folder {folder}: no *.jsonl or *.jsonl.gz file in it")
     return found
+
+
+def read_files(folder: Path, names: Iterable[str]) -> dict[str, list[Record]]:
+    """Records of a folder's files by name without suffixes.
+
+    Args:
+        folder: of data files.
+        names: files wanted.
+    Raises:
+        ValueError: there is no such file.
+    """
+    files, wanted = data_files(folder), list(names)
+    missing = [name for name in wanted if name not in files]
+    if missing:
+        raise ValueError(f"mix: no file `{missing[0]}` in {folder} (there are: {', '.join(files)})")
+    return {name: list(read_records(files[name])) for name in wanted}
 
 
 def chat_prompt(prompt: str) -> str:

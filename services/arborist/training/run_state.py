@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 STATE_FOLDER = "state"
+PROGRESS = "progress.json"
 
 
 def save_run_state(
@@ -42,11 +43,12 @@ def save_run_state(
         for name, value in state.items()
     }
     save_file(moments, fresh / "optimizer.safetensors")
-    (fresh / "progress.json").write_text(json.dumps(progress, indent=1) + "\n")
+    (fresh / PROGRESS).write_text(json.dumps(progress, indent=1) + "\n")
     old = run_folder / f"{STATE_FOLDER}.old"
-    shutil.rmtree(old, ignore_errors=True)
     current = run_folder / STATE_FOLDER
     if current.exists():
+        # Without a current state the old one is all there is: it goes last.
+        shutil.rmtree(old, ignore_errors=True)
         os.replace(current, old)
     os.replace(fresh, current)
     shutil.rmtree(old, ignore_errors=True)
@@ -66,10 +68,8 @@ def load_run_state(
     Raises:
         RuntimeError: the weights do not fit the model.
     """
-    current = run_folder / STATE_FOLDER
-    if not current.exists():
-        current = run_folder / f"{STATE_FOLDER}.old"
-    if not current.exists():
+    current = _newest(run_folder)
+    if current is None:
         return None
     model.load_state_dict(load_file(current / "model.safetensors"))
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -79,5 +79,20 @@ def load_run_state(
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
-    progress: dict[str, Any] = json.loads((current / "progress.json").read_text())
+    return read_progress(run_folder)
+
+
+def read_progress(run_folder: Path) -> dict[str, Any] | None:
+    """What :func:`save_run_state` was told, or None when the run has no state yet."""
+    current = _newest(run_folder)
+    if current is None:
+        return None
+    progress: dict[str, Any] = json.loads((current / PROGRESS).read_text())
     return progress
+
+
+def _newest(run_folder: Path) -> Path | None:
+    for name in (STATE_FOLDER, f"{STATE_FOLDER}.old"):
+        if (run_folder / name).exists():
+            return run_folder / name
+    return None

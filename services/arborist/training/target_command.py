@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from arborist.training.depth_split import split_depth
 from arborist.training.mixture import Mixture
-from arborist.training.records import Record, data_files, read_records
+from arborist.training.records import data_files, read_files
 from arborist.training.replicas import Replicas
 from arborist.training.target_model import (
     export_target,
@@ -67,7 +67,7 @@ def run_target_job(job: TargetJob) -> None:
     if source is None:
         raise ValueError("tokenizer: give --tokenizer or --init")
     tokenizer = AutoTokenizer.from_pretrained(source)
-    records = _read(job.data / "train", job.mix)
+    records = read_files(job.data / "train", job.mix)
     mixture = Mixture(records, job.mix, tokenizer, job.seed, job.prompt_weight)
     model = _model(job, tokenizer, mixture).to(job.device)
     freeze_bottom(model, job.freeze_layers)
@@ -76,7 +76,7 @@ def run_target_job(job: TargetJob) -> None:
         model,
         make_optimizer(model, job.muon_lr, job.adam_lr, replicas=replicas),
         mixture,
-        _read(job.data / "val", None),
+        read_files(job.data / "val", data_files(job.data / "val")),
         tokenizer,
         _run(job),
         job.out,
@@ -130,12 +130,3 @@ def _model(
         pad_token_id=tokenizer.pad_token_id,
     )
     return fresh_target(config, job.seed)
-
-
-def _read(folder: Path, names: dict[str, float] | None) -> dict[str, list[Record]]:
-    files = data_files(folder)
-    wanted = files if names is None else names
-    missing = [name for name in wanted if name not in files]
-    if missing:
-        raise ValueError(f"mix: no file `{missing[0]}` in {folder} (there are: {', '.join(files)})")
-    return {name: list(read_records(files[name])) for name in wanted}

@@ -1,10 +1,13 @@
 """A tiny target, a tiny head and a byte tokenizer for the training tests."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from arborist.draft.head import EagleHead
-from arborist.training.head_command import head_config_of
+from arborist.training.head_shape import head_config_of
+from arborist.training.target_states import SequenceStates, TargetReadout
 
 VOCAB_SIZE = 64
 
@@ -54,4 +57,20 @@ def tiny_target(num_layers: int = 3, seed: int = 0) -> LlamaForCausalLM:
 def tiny_head(target: LlamaForCausalLM, seed: int = 1) -> EagleHead:
     """A random head that fits the target."""
     torch.manual_seed(seed)
-    return EagleHead(head_config_of(target))
+    return EagleHead(head_config_of(target.config))
+
+
+class TinyStates:
+    """States of a target as transformers gives them."""
+
+    def __init__(self, target: LlamaForCausalLM) -> None:
+        self._target = target
+        self.embedding = target.model.embed_tokens.weight.detach()
+        self.readout = TargetReadout(self.embedding)
+
+    @torch.no_grad()
+    def states(self, token_ids: Sequence[int]) -> SequenceStates:
+        """States after the final norm."""
+        ids = torch.tensor([list(token_ids)])
+        finals = self._target.model(input_ids=ids).last_hidden_state[0].bfloat16()
+        return SequenceStates(finals, finals)

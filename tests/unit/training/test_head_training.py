@@ -1,20 +1,24 @@
 """Training a head: what each unrolled pass sees, falling loss, resuming, the file format."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.unit.training.models import tiny_head, tiny_target
+from tests.unit.training.models import TinyStates, tiny_head, tiny_target
 
+from arborist.core.errors import InvalidArgumentError
 from arborist.draft.checkpoint import load_head, save_head
 from arborist.draft.head import EagleHead
-from arborist.training.head_command import example_of_output
+from arborist.training.head_examples import example_of_output
 from arborist.training.head_loss import HeadLoss
+from arborist.training.head_objective import Eagle2Objective
 from arborist.training.head_trainer import HeadRun, HeadTrainer, plan_groups
 from arborist.training.own_outputs import OwnOutput
 from arborist.training.records import EncodedRecord
 from arborist.training.target_model import make_optimizer
+from arborist.training.trained_head import TrainedHead
 from arborist.training.unroll import UnrolledAttention
 
 
@@ -29,22 +33,46 @@ def examples(count: int = 12) -> list[EncodedRecord]:
     return made
 
 
-def trainer(folder: Path, num_steps: int = 6) -> HeadTrainer:
+def trainer(
+    folder: Path,
+    num_steps: int = 6,
+    *,
+    noise: float = 0.0,
+    tokens_per_pass: int = 48,
+    passes_per_step: int = 2,
+    recipe: dict[str, object] | None = None,
+) -> HeadTrainer:
     """A run on a tiny target."""
     target = tiny_target()
-    head = tiny_head(target)
+    model = TrainedHead(tiny_head(target))
     run = HeadRun(
         num_steps=num_steps,
-        tokens_per_pass=48,
-        passes_per_step=2,
+        tokens_per_pass=tokens_per_pass,
+        passes_per_step=passes_per_step,
         warmup_steps=1,
+        log_every=1,
         validate_every=100,
         save_every_s=1e9,
     )
     made = examples()
-    optimizer = make_optimizer(head, 1e-2, 1e-2)
-    loss = HeadLoss(num_passes=3, noise=0.0)
-    return HeadTrainer(head, target, optimizer, made[2:], made[:2], loss, run, folder)
+    optimizer = make_optimizer(model, 1e-2, 1e-2)
+    objective = Eagle2Objective(HeadLoss(num_passes=3, noise=noise))
+    return HeadTrainer(
+        model,
+        TinyStates(target),
+        optimizer,
+        made[2:],
+        made[:2],
+        objective,
+        run,
+        folder,
+        recipe=recipe,
+    )
+
+
+def logged(folder: Path) -> list[dict[str, object]]:
+    """The entries of a run's log."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def draft_level(
@@ -149,18 +177,51 @@ def test_loss_falls(tmp_path: Path) -> None:
 
 
 def test_resumed_run_equals_an_unbroken_one(tmp_path: Path) -> None:
-    """Stopping half-way and going on gives the same head."""
-    unbroken = trainer(tmp_path / "a")
+    """Stopping half-way and going on gives the same losses and the same head, noise included."""
+    unbroken = trainer(tmp_path / "a", noise=0.1)
     unbroken.train()
-    first = trainer(tmp_path / "b")
-    first.train_step()
-    first.train_step()
+    first = trainer(tmp_path / "b", noise=0.1)
+    for _ in range(4):
+        first.train_step()
     first.save()
-    second = trainer(tmp_path / "b")
-    assert second.step == 2
+    second = trainer(tmp_path / "b", noise=0.1)
+    assert second.step == 4
     second.train()
-    for name, value in unbroken.head.state_dict().items():
-        assert torch.allclose(value, second.head.state_dict()[name], atol=2e-3), name
+    assert logged(tmp_path / "b") == logged(tmp_path / "a")[4:]
+    for name, value in unbroken.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+def test_steps_after_the_last_state_are_logged_once(tmp_path: Path) -> None:
+    """What a killed run logged beyond its last state is dropped, half a line included."""
+    first = trainer(tmp_path, 2)
+    first.train()
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 3, "loss": 0.0}\n{"step": 4, "lo')
+    trainer(tmp_path, 4).train()
+    assert [entry["step"] for entry in logged(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_two_small_passes_equal_a_large_one(tmp_path: Path) -> None:
+    """Gradients accumulated over passes are those of one pass over the same examples."""
+    # All ten examples in one update, in one pass or in passes of two of them.
+    num_passes = len(plan_groups([len(one) for one in examples()[2:]], 28, (0, 0)))
+    assert num_passes == 5
+    whole = trainer(tmp_path / "a", tokens_per_pass=1000, passes_per_step=1)
+    parts = trainer(tmp_path / "b", tokens_per_pass=28, passes_per_step=num_passes)
+    found = [whole.train_step(), parts.train_step()]
+    assert whole.num_tokens == parts.num_tokens
+    assert found[0]["agreement"] == found[1]["agreement"]
+    assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
+    for name, value in whole.model.state_dict().items():
+        assert torch.allclose(value, parts.model.state_dict()[name], atol=1e-4), name
+
+
+def test_another_recipe_is_no_resumption(tmp_path: Path) -> None:
+    """A folder with a run of other settings is refused in one line that names the setting."""
+    trainer(tmp_path, 1, recipe={"algorithm": "eagle2", "seed": 1}).save()
+    with pytest.raises(InvalidArgumentError, match="seed = 2: must be 1, as the run in"):
+        trainer(tmp_path, 1, recipe={"algorithm": "eagle2", "seed": 2})
 
 
 def test_head_file_round_trips(tmp_path: Path) -> None:
@@ -187,9 +248,10 @@ def test_groups_hold_every_example_once_and_fit() -> None:
 
 def test_only_the_output_is_learnt() -> None:
     """Labels are the output's tokens but its first, which no draft has to guess."""
-    example = example_of_output(OwnOutput([0, 5, 6], [7, 8, 1], "x"), 16)
-    assert example.token_ids.tolist() == [0, 5, 6, 7, 8, 1]
-    assert example.loss_weights.tolist() == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    example = example_of_output(OwnOutput([0, 5, 6], [7, 8, 1], "x"))
+    assert example.encoded.token_ids.tolist() == [0, 5, 6, 7, 8, 1]
+    assert example.encoded.loss_weights.tolist() == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    assert example.prompt_ids == [0, 5, 6]
 
 
 def test_second_layer_is_refused() -> None:

@@ -35,7 +35,7 @@ def test_batch_goes_on_when_a_row_ends() -> None:
     target = tiny_target()
     prompts = [[0, 5, 9, 30], [0, 7], [0, 11, 12, 13]]
     free = dict(greedy_outputs(target, prompts, 8))
-    target.config.eos_token_id = free[0][2]
+    target.generation_config.eos_token_id = [free[0][2], 63]
     ended = dict(greedy_outputs(target, prompts, 8))
     for index, output in free.items():
         end = output.index(free[0][2]) + 1 if free[0][2] in output else len(output)

@@ -98,6 +98,7 @@ class HeadTrainer:
         self._cache = StateCache(source, run.cache_bytes)
         self._plans: dict[int, list[list[int]]] = {}
         self._metrics = MetricsFile(folder / METRICS)
+        self._is_updating = False
         self.step = 0
         self.num_tokens = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,9 @@ class HeadTrainer:
                     saved_at = time.monotonic()
         finally:
             bar.close()
-            self.save()
+            # A step cut short in the middle of its update is taken again from the last state.
+            if not self._is_updating:
+                self.save()
 
     def train_step(self) -> dict[str, object]:
         """One update; returns loss per weighted token and agreement with the target by pass."""
@@ -149,9 +152,11 @@ class HeadTrainer:
 
         loss = self._replicas.backward(loss_of, groups)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._run.clip_norm)
+        self._is_updating = True
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self._is_updating = False
         self.num_tokens += sum(len(self._examples[index]) for index in indices)
         labels = sum(_num_labels(self._examples[index]) for index in indices)
         return {"loss": loss, "agreement": _shares(agreed, labels)}

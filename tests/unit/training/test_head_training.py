@@ -15,6 +15,7 @@ from arborist.training.head_examples import example_of_output
 from arborist.training.head_loss import HeadLoss
 from arborist.training.head_objective import Eagle2Objective
 from arborist.training.head_trainer import HeadRun, HeadTrainer, plan_groups
+from arborist.training.muon import Muon
 from arborist.training.own_outputs import OwnOutput
 from arborist.training.records import EncodedRecord
 from arborist.training.target_model import make_optimizer
@@ -200,6 +201,26 @@ def test_steps_after_the_last_state_are_logged_once(tmp_path: Path) -> None:
         log.write('{"step": 3, "loss": 0.0}\n{"step": 4, "lo')
     trainer(tmp_path, 4).train()
     assert [entry["step"] for entry in logged(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_half_an_update_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of an update leaves the last whole state, and the same losses."""
+    trainer(tmp_path / "a").train()
+    first = trainer(tmp_path / "b")
+    for _ in range(3):
+        first.train_step()
+    first.save()
+
+    def interrupted(self: Muon) -> None:
+        self.param_groups[0]["params"][0].data.zero_()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Muon, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    monkeypatch.undo()
+    trainer(tmp_path / "b").train()
+    assert logged(tmp_path / "b") == logged(tmp_path / "a")[3:]
 
 
 def test_two_small_passes_equal_a_large_one(tmp_path: Path) -> None:

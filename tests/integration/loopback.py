@@ -133,10 +133,6 @@ class Deployment:
         )
 
 
-# Most tests say what a tree is like; the load of the machine they run on shall not.
-FIXED_TREES = parse_config({"test": {"speculation": {"adaptive": False}}})
-
-
 def patient(config: ArboristConfig) -> ArboristConfig:
     """Gives workers time that a busy test machine may need; losses are shown by other means."""
     floors = {"draft_deadline_floor_ms": 30_000, "target_deadline_floor_ms": 30_000}
@@ -166,7 +162,7 @@ async def deployment(
         )
         registry = CollectorRegistry()
         controller = Controller(
-            patient(config or FIXED_TREES),
+            patient(config or parse_config({})),
             directory,
             metrics=ServingMetrics(registry),
             recorder=recorder or SpanRecorder(),

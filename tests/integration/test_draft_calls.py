@@ -29,7 +29,7 @@ from arborist.orchestrator.generation import (
 )
 
 MAX_TOKENS = 24
-TREE = parse_config({"test": {"speculation": {"adaptive": False, "draft_calls": "tree"}}})
+TREE = parse_config({"test": {"speculation": {"draft_calls": "tree"}}})
 SHAPES = (
     SpeculationOptions(),
     SpeculationOptions(depth=1, top_k=4, num_draft_tokens=4),
@@ -66,7 +66,7 @@ async def test_rounds_are_those_of_level_by_level(target_engine, draft_engine, r
     """For every shape and policy, greedy and sampled: what is committed in every round."""
     rounds: dict[str, list[tuple[tuple[int, ...], int, int]]] = {}
     for calls in DRAFT_CALLS:
-        config = parse_config({"test": {"speculation": {"adaptive": False, "draft_calls": calls}}})
+        config = parse_config({"test": {"speculation": {"draft_calls": calls}}})
         rounds[calls] = []
         async with deployment(
             targets=[target_engine], drafts=[draft_engine], config=config

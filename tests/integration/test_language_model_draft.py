@@ -48,9 +48,7 @@ async def test_the_tokens_are_the_target_s(
     draft_calls, folder, target_engine, reference, monkeypatch
 ):
     """As a chain and as a tree, greedy and sampled, without any feature on the wire."""
-    config = parse_config(
-        {"test": {"speculation": {"adaptive": False, "draft_calls": draft_calls}}}
-    )
+    config = parse_config({"test": {"speculation": {"draft_calls": draft_calls}}})
     requests, sampled = [], []
     open_session = target_engine.open
 

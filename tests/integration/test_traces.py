@@ -39,7 +39,7 @@ async def run_traced(
             monkeypatch.setenv(name, value)
         settings = {
             "telemetry": {"trace_detail": detail},
-            "speculation": {"adaptive": False, "draft_calls": draft_calls},
+            "speculation": {"draft_calls": draft_calls},
         }
         config = parse_config({"test": settings})
         recorders = {

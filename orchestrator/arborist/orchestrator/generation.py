@@ -25,7 +25,7 @@ class SpeculationOptions:
         top_k: Frontier width and children per node, in [1, the server's max_top_k].
         num_draft_tokens: Drafted nodes verified per round, in [1, the server's limit].
         policy: How the tree is made, one of core.policy_settings.POLICY_NAMES.
-        adaptive: Whether trees follow the load; None = as the server does, but not when a size
+        adaptive: Whether trees follow the load; None = as the server does, and no when a size
             is said.
     """
 

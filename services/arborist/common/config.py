@@ -208,9 +208,9 @@ class SpeculationConfig(Section):
         description="dynamic_depth stops when its frontier's log-probability is lower.",
     )
     adaptive: bool = Field(
-        default=True,
+        default=False,
         description="Trees of eagle2 follow the load, up to depth and num_draft_tokens: smaller "
-        "where rows cost more than they bring, the root alone on a full server.",
+        "where rows cost more than they bring, the root alone on a full server. Not yet a gain.",
     )
     draft_calls: DraftCalls = Field(
         default="tree",

@@ -57,13 +57,13 @@ def test_a_request_wins_over_the_deployment(
 @pytest.mark.parametrize(
     ("config", "asked", "adapts"),
     [
-        ({}, {}, True),
-        ({}, {"policy": "eagle2"}, True),
-        ({"adaptive": False}, {}, False),
-        ({}, {"depth": 3}, False),
-        ({}, {"num_draft_tokens": 7}, False),
+        ({}, {}, False),
+        ({"adaptive": True}, {}, True),
+        ({"adaptive": True}, {"policy": "eagle2"}, True),
+        ({"adaptive": True}, {"depth": 3}, False),
+        ({"adaptive": True}, {"num_draft_tokens": 7}, False),
         ({}, {"num_draft_tokens": 7, "adaptive": True}, True),
-        ({}, {"adaptive": False}, False),
+        ({"adaptive": True}, {"adaptive": False}, False),
     ],
 )
 def test_trees_follow_the_load_unless_their_size_is_said(

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import mmap
 from collections import Counter
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -158,6 +158,11 @@ class SlabPool:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    # numpy takes cleared pages from the system as they are touched; torch would write them all.
-    cleared = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(cleared).view(dtype).view(shape)
+    # Cleared pages, taken from the system as they are touched, and small ones: torch would write them
+    # all, numpy ask for huge ones, of which a session fills little.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    try:
+        cleared = mmap.mmap(-1, max(math.prod(shape) * dtype.itemsize, 1), flags=flags)
+    except OSError as error:
+        raise MemoryError(f"no memory for a slab: {error.strerror}") from None
+    return torch.frombuffer(cleared, dtype=dtype, count=math.prod(shape)).view(shape)

@@ -158,8 +158,8 @@ class SlabPool:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    # Cleared pages, taken from the system as they are touched, and small ones: torch would write them
-    # all, numpy ask for huge ones, of which a session fills little.
+    # Cleared pages, taken from the system as they are touched, and small ones: torch would write
+    # them all, numpy ask for huge ones, of which a session fills little.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     try:
         cleared = mmap.mmap(-1, max(math.prod(shape) * dtype.itemsize, 1), flags=flags)

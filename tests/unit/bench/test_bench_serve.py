@@ -95,7 +95,9 @@ def test_points_are_every_load_with_every_mode() -> None:
     assert [one.name for one in points[:3]] == ["off c=1", "on c=1", "chain c=1"]
     assert points[3] == LoadPoint("off", 4)
     assert points[0].options(Speculation(depth=2)) == Speculation(enabled=False)
-    assert points[2].options(Speculation(depth=2)) == Speculation(True, 2, policy="chain")
+    fixed = Speculation(True, 2, policy="chain", adaptive=False)
+    assert points[2].options(Speculation(depth=2)) == fixed
+    assert LoadPoint("adaptive", 1).options(Speculation()) == Speculation(True, adaptive=True)
     assert LoadPoint("default", 1).options(Speculation()) is None
     assert load_points("on", "1", "0.5")[0].name == "on rate=0.5"
 

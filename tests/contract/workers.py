@@ -29,6 +29,7 @@ from arborist.core.engine import (
 )
 from arborist.core.errors import ArboristError
 from arborist.core.features import FeatureSpec
+from arborist.core.prefix import PrefixCounts
 from arborist.core.sampling import SamplingParams
 from arborist.core.stamp import Stamp
 from arborist.draft.servicer import DraftServicer, draft_worker
@@ -50,6 +51,7 @@ class Recorder:
     sessions: int = 0
     kv_reserved_tokens: int = 0
     queued_rows: int = 0
+    prefix_counts: PrefixCounts = field(default_factory=PrefixCounts)
 
     def record(self, name, traceparent, start_ns, end_ns, attributes) -> None:
         """Keeps a span."""
@@ -74,6 +76,10 @@ class Recorder:
     def count_error(self, reason: str) -> None:
         """Keeps the reason."""
         self.errors.append(reason)
+
+    def observe_prefix_cache(self, counts: PrefixCounts) -> None:
+        """Keeps the newest counts."""
+        self.prefix_counts = counts
 
 
 class Stream:

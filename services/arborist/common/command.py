@@ -83,9 +83,15 @@ class Command(Generic[OpenT, WorkT]):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Answer to Open: KV positions reserved, in tokens."""
+    """Answer to Open.
+
+    Attributes:
+        reserved_tokens: KV positions reserved, in tokens.
+        num_reused: Leading KV positions taken over from earlier sessions.
+    """
 
     reserved_tokens: int
+    num_reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ from arborist.common.command import Opened, OpenSession, ReadRows, Released, Run
 from arborist.common.errors import internal_error
 from arborist.common.gathering import Gathering
 from arborist.common.job import Job
-from arborist.common.worker_engine import RunsAhead, WorkerEngine
+from arborist.common.worker_engine import KeepsPrefixes, RunsAhead, WorkerEngine
 from arborist.core.engine import SessionKey
 from arborist.core.errors import ArboristError, SessionFailedError, UnknownSessionError
+from arborist.core.prefix import PrefixCounts
 
 _log = logging.getLogger(__name__)
 
@@ -73,8 +74,11 @@ class ComputeThread:
         self._runs_ahead = engine if isinstance(engine, RunsAhead) else None
         # When the next command of a session was computed, if it already was: begin and end.
         self._ahead_ns: dict[SessionKey, tuple[int, int]] = {}
+        self._prefixes = engine if isinstance(engine, KeepsPrefixes) else None
         self.kv_reserved_tokens = engine.kv_reserved_tokens
         """Positions reserved after the last open or release; may be read from any thread."""
+        self.prefix_counts = PrefixCounts()
+        """What the prefix cache did up to then; may be read from any thread."""
         # A daemon: a forward that never returns must not keep the process from ending.
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
@@ -111,6 +115,8 @@ class ComputeThread:
                 for job in controls:
                     self._run_control(job)
                 self.kv_reserved_tokens = self._engine.kv_reserved_tokens
+                if self._prefixes is not None:
+                    self.prefix_counts = self._prefixes.prefix_counts
                 self._deliver(controls)
             if batch:
                 start_s = time.perf_counter()
@@ -240,7 +246,9 @@ class ComputeThread:
             if job.dropped:
                 return _gone()
             try:
-                return Opened(self._engine.open(session, body.request))
+                reserved = self._engine.open(session, body.request)
+                reused = self._prefixes.num_reused(session) if self._prefixes is not None else 0
+                return Opened(reserved, reused)
             except BaseException:
                 self._engine.release(session)  # Nothing half open stays.
                 raise
@@ -248,10 +256,20 @@ class ComputeThread:
             if job.dropped:
                 return _gone()
             return self._read(session, body)
+        self._keep(session)
         self._engine.release(session)
         self._ahead_ns.pop(session, None)
         self._gathering.forget(session)
         return Released()
+
+    def _keep(self, session: SessionKey) -> None:
+        """Lets a session that ends leave something; one that was given up never gets here."""
+        if self._prefixes is None:
+            return
+        try:
+            self._prefixes.keep(session)
+        except Exception:  # noqa: BLE001 - a cache that fails must not keep the session alive
+            _log.warning("keeping a session's prefix failed", exc_info=True)
 
     def _run_batch(self, batch: list[Job]) -> None:
         start_ns = time.perf_counter_ns()

@@ -92,6 +92,13 @@ class WorkerConfig(Section):
     kv_capacity_tokens: int = Field(
         default=16_384, ge=16, le=1 << 31, description="KV positions of all sessions, in tokens."
     )
+    prefix_cache_tokens: int = Field(
+        default=4096,
+        ge=0,
+        le=1 << 31,
+        description="KV positions kept for sessions that begin like earlier ones, such as the next "
+        "turn of a chat; memory of its own, beside kv_capacity_tokens. In tokens; 0 = off.",
+    )
     max_rows: int = Field(
         default=64, ge=1, le=4096, description="Most rows (sessions) of one forward."
     )

@@ -69,6 +69,7 @@ def open_command(
             max_draft_tokens=request.max_draft_tokens,
             prompt_length=request.prompt_length,
             end_token_ids=request.end_token_ids,
+            prefix=None if request.prefix is None else wire.prefix_to_pb(request.prefix),
         ),
     )
 
@@ -190,7 +191,7 @@ def _answer(result: pb.TargetResult) -> TargetAnswer:
             read = result.features
             return FeaturesRead(read.begin, _opaque(read.features))
         case "opened":
-            return Opened(result.opened.reserved_tokens)
+            return Opened(result.opened.reserved_tokens, result.opened.reused_tokens)
         case "released":
             return Released()
         case "error":
@@ -377,6 +378,7 @@ def _open(message: pb.TargetOpen) -> OpenSession[TargetOpen]:
         max_draft_tokens=message.max_draft_tokens,
         prompt_length=message.prompt_length,
         end_token_ids=tuple(wire.tokens_from_pb("open.end_token_ids", message.end_token_ids)),
+        prefix=wire.prefix_from_pb(message.prefix) if message.HasField("prefix") else None,
     )
     return OpenSession(message.epoch, request)
 
@@ -416,9 +418,10 @@ def target_results(
         case FeaturesRead():
             parts = _read_parts(answer, max_part_bytes)
         case Opened():
-            parts = [
-                pb.TargetResult(opened=pb.TargetOpened(reserved_tokens=answer.reserved_tokens))
-            ]
+            opened = pb.TargetOpened(
+                reserved_tokens=answer.reserved_tokens, reused_tokens=answer.num_reused
+            )
+            parts = [pb.TargetResult(opened=opened)]
         case Released():
             parts = [pb.TargetResult(released=pb.TargetReleased())]
         case ArboristError():

@@ -23,6 +23,7 @@ from arborist.core.cost_table import MAX_COST_POINTS, CostTable, RowCost
 from arborist.core.engine import ModelInfo
 from arborist.core.errors import ArboristError, InvalidArgumentError, UnimplementedError
 from arborist.core.features import FeatureSpec
+from arborist.core.prefix import MAX_PREFIX_TOKENS, MAX_SCOPE_LENGTH, Prefix
 from arborist.core.sampling import SamplingParams
 from arborist.core.stamp import Stamp
 from arborist.core.tensor import ITEM_SIZES, DTypeName, RawTensor
@@ -324,6 +325,28 @@ def tokens_from_pb(field: str, tokens: Iterable[int]) -> list[int]:
     if ids and min(ids) < 0:
         raise InvalidArgumentError(field, min(ids), "token ids >= 0")
     return ids
+
+
+def prefix_to_pb(prefix: Prefix) -> pb.Prefix:
+    """Returns the message of a session's beginning."""
+    return pb.Prefix(scope=prefix.scope, tokens=prefix.tokens)
+
+
+def prefix_from_pb(message: pb.Prefix) -> Prefix:
+    """Returns a session's beginning.
+
+    Raises:
+        InvalidArgumentError: The scope is too long, or there are too many or negative tokens.
+    """
+    if len(message.scope) > MAX_SCOPE_LENGTH:
+        raise InvalidArgumentError(
+            "prefix.scope", f"{len(message.scope)} characters", f"at most {MAX_SCOPE_LENGTH}"
+        )
+    if len(message.tokens) > MAX_PREFIX_TOKENS:
+        raise InvalidArgumentError(
+            "prefix.tokens", len(message.tokens), f"at most {MAX_PREFIX_TOKENS} tokens"
+        )
+    return Prefix(message.scope, tuple(tokens_from_pb("prefix.tokens", message.tokens)))
 
 
 # --- errors ---------------------------------------------------------------------------------------

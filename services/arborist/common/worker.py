@@ -399,6 +399,7 @@ class Worker(Generic[OpenT, WorkT]):
     def _record(self, jobs: list[Job]) -> None:
         self._metrics.set_queued_rows(self._num_queued_rows)
         self._metrics.set_kv_reserved_tokens(self._compute.kv_reserved_tokens)
+        self._metrics.observe_prefix_cache(self._compute.prefix_counts)
         kinds = set()
         num_tokens = 0
         for job in jobs:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 from arborist.core.engine import ModelInfo, SessionKey
+from arborist.core.prefix import PrefixCounts
 
 OpenT_contra = TypeVar("OpenT_contra", contravariant=True)
 WorkT_contra = TypeVar("WorkT_contra", contravariant=True)
@@ -56,4 +57,22 @@ class RunsAhead(Protocol):
         Returns:
             The sessions it was done for: their next command may be answered at once.
         """
+        ...
+
+
+@runtime_checkable
+class KeepsPrefixes(Protocol):
+    """An engine whose sessions leave what they have committed to those that begin alike."""
+
+    def num_reused(self, session: SessionKey) -> int:
+        """Returns the KV positions that a session took over when it was opened."""
+        ...
+
+    def keep(self, session: SessionKey) -> None:
+        """Leaves what a session has committed to later ones; its release comes next."""
+        ...
+
+    @property
+    def prefix_counts(self) -> PrefixCounts:
+        """Returns what was asked for, taken over, and is held now."""
         ...

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from arborist.core.prefix import PrefixCounts
+
 
 class WorkerMetrics(Protocol):
     """Takes a worker's numbers, from its event loop only; never blocks and never raises."""
@@ -35,6 +37,10 @@ class WorkerMetrics(Protocol):
         """Takes one command that failed, by its reason in the error table."""
         ...
 
+    def observe_prefix_cache(self, counts: PrefixCounts) -> None:
+        """Takes what the prefix cache did since the worker's start."""
+        ...
+
 
 class NullWorkerMetrics:
     """Counts nothing."""
@@ -52,4 +58,7 @@ class NullWorkerMetrics:
         """Does nothing."""
 
     def count_error(self, reason: str) -> None:
+        """Does nothing."""
+
+    def observe_prefix_cache(self, counts: PrefixCounts) -> None:
         """Does nothing."""

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from arborist.core.prefix import PrefixCounts
+
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -64,6 +66,26 @@ class PrometheusWorkerMetrics:
             registry=registry,
         )
 
+        self._prefix_queries = Counter(
+            "arborist_prefix_cache_queries_total",
+            "Tokens that sessions might have taken over from earlier ones.",
+            label,
+            registry=registry,
+        ).labels(role)
+        self._prefix_hits = Counter(
+            "arborist_prefix_cache_hits_total",
+            "Tokens that sessions took over from earlier ones.",
+            label,
+            registry=registry,
+        ).labels(role)
+        self._prefix_tokens = Gauge(
+            "arborist_prefix_cache_tokens",
+            "Tokens kept for sessions to come.",
+            label,
+            registry=registry,
+        ).labels(role)
+        self._prefix_counts = PrefixCounts()
+
     def set_kv_capacity_tokens(self, count: int) -> None:
         """Takes the number of KV positions, known once the model is loaded."""
         self._kv_capacity.set(count)
@@ -93,3 +115,10 @@ class PrometheusWorkerMetrics:
     def count_error(self, reason: str) -> None:
         """Takes one command that failed, by its reason in the error table."""
         self._errors.labels(self._role, reason).inc()
+
+    def observe_prefix_cache(self, counts: PrefixCounts) -> None:
+        """Takes what the prefix cache did since the worker's start."""
+        before, self._prefix_counts = self._prefix_counts, counts
+        self._prefix_queries.inc(counts.num_queried - before.num_queried)
+        self._prefix_hits.inc(counts.num_hits - before.num_hits)
+        self._prefix_tokens.set(counts.num_cached)

@@ -13,6 +13,7 @@ from arborist.core.features import FeatureSpec
 from arborist.core.logprobs import TokenLogprobs
 from arborist.core.noise_aim import NoiseAim
 from arborist.core.pool import Pool
+from arborist.core.prefix import Prefix
 from arborist.core.sampling import SamplingParams
 from arborist.core.tree import Level
 
@@ -48,6 +49,7 @@ class TargetOpen:
         prompt_length: Tokens of the prompt: what is prefilled behind them is output. Penalties and
             min_tokens need it; otherwise it may be 0.
         end_token_ids: Tokens that end the output; min_tokens holds them back.
+        prefix: What may be taken over from earlier sessions; None = the session shares nothing.
     """
 
     sampling: SamplingParams
@@ -56,6 +58,7 @@ class TargetOpen:
     max_draft_tokens: int
     prompt_length: int = 0
     end_token_ids: tuple[int, ...] = ()
+    prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ class TargetRole:
             feature_retention=(
                 settings.feature_retention_tokens if retention == "last_n" else retention
             ),
+            prefix_cache_tokens=settings.prefix_cache_tokens,
             revision=settings.revision,
             name=settings.served_name(),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -32,11 +32,13 @@ from arborist.core.errors import (
 )
 from arborist.core.features import FeatureSpec
 from arborist.core.logprobs import TokenLogprobs, token_logprobs
+from arborist.core.prefix import PrefixCounts
 from arborist.core.processors import LogitProcessors, make_processors
 from arborist.core.sampling import SamplingParams, draw_tokens
 from arborist.core.shape import MAX_NUM_DRAFT_TOKENS
 from arborist.core.tree import check_tree, node_paths
 from arborist.target.kv import RETRY_AFTER_MS, FeatureRetention, KvPool
+from arborist.target.prefix_cache import PrefixCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +49,21 @@ class _Session:
         request: As asked.
         dtype: Element type of its features; None = it wants none.
         processors: Of its logits; None = all off.
+        tokens: Token of every KV position.
+        num_reused: Positions taken over from earlier sessions.
     """
 
     request: TargetOpen
     dtype: torch.dtype | None
     processors: LogitProcessors | None
+    tokens: list[int] = field(default_factory=list)
+    num_reused: int = 0
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Notes tokens whose KV was committed."""
+        self.tokens.extend(tokens)
+        if self.processors is not None:
+            self.processors.append(tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +96,19 @@ class HfTargetEngine:
     behind that; only an accepted outcome commits rows, so whatever fails changes nothing.
     """
 
-    def __init__(self, model: CausalModel, pool: KvPool) -> None:
+    def __init__(
+        self, model: CausalModel, pool: KvPool, prefixes: PrefixCache | None = None
+    ) -> None:
         """Joins a model and its memory.
 
         Args:
             model: The model.
             pool: KV and features of its layout.
+            prefixes: What ended sessions leave to those that begin alike; None = nothing.
         """
         self._model = model
         self._pool = pool
+        self._prefixes = prefixes
         self._sessions: dict[SessionKey, _Session] = {}
 
     @property
@@ -130,6 +146,10 @@ class HfTargetEngine:
                 "max_draft_tokens", request.max_draft_tokens, f"in [0, {MAX_NUM_DRAFT_TOKENS}]"
             )
         _check_processors(request, self.info.vocab_size)
+        if request.prefix is not None and len(request.prefix.tokens) > request.max_length:
+            raise InvalidArgumentError(
+                "prefix.tokens", len(request.prefix.tokens), f"at most {request.max_length}"
+            )
         processors = make_processors(request.sampling, request.prompt_length, request.end_token_ids)
         spec = request.feature_spec
         layout = None if spec is None else self._model.feature_layout(spec)
@@ -137,8 +157,32 @@ class HfTargetEngine:
         tokens = request.max_length + request.max_draft_tokens + 1
         self._pool.reserve(session, tokens, layout)
         dtype = None if layout is None else layout.dtype
-        self._sessions[session] = _Session(request, dtype, processors)
+        opened = _Session(request, dtype, processors)
+        self._sessions[session] = self._take_over(session, opened)
         return tokens
+
+    def num_reused(self, session: SessionKey) -> int:
+        """Returns the KV positions that a session took over when it was opened."""
+        opened = self._sessions.get(session)
+        return 0 if opened is None else opened.num_reused
+
+    def keep(self, session: SessionKey) -> None:
+        """Leaves what a session has committed to those that begin alike; it may then be released.
+
+        Does nothing for an unknown session or one that shares nothing.
+        """
+        opened = self._sessions.get(session)
+        if opened is None or self._prefixes is None:
+            return
+        request, entry = opened.request, self._pool.view(session)
+        if request.prefix is not None:
+            spec = request.feature_spec
+            self._prefixes.keep(request.prefix.scope, spec, entry, opened.tokens)
+
+    @property
+    def prefix_counts(self) -> PrefixCounts:
+        """Returns what the prefix cache did so far; zeros when there is none."""
+        return PrefixCounts() if self._prefixes is None else self._prefixes.counts
 
     def run(self, batch: Sequence[TargetWork]) -> list[TargetOutcome]:
         """Runs one forward over any mix of work, at most one item per session.
@@ -235,16 +279,33 @@ class HfTargetEngine:
             ArboristError: They do not.
         """
         self._pool.check_integrity()
+        if self._prefixes is not None:
+            self._prefixes.check_integrity()
         for key, session in self._sessions.items():
             length = self._pool.view(key).length
             limit = session.request.max_length + session.request.max_draft_tokens
             if length > limit:
                 raise ArboristError(f"KV length of session {key[1]} is {length}, limit {limit}")
+            if len(session.tokens) != length:
+                raise ArboristError(
+                    f"session {key[1]} holds {len(session.tokens)} tokens, its KV length is "
+                    f"{length}"
+                )
             counted = None if session.processors is None else session.processors.num_tokens
             if counted not in (None, length):
                 raise ArboristError(
                     f"session {key[1]} counts {counted} tokens, its KV length is {length}"
                 )
+
+    def _take_over(self, session: SessionKey, opened: _Session) -> _Session:
+        """Copies what is known of the session's beginning; returns the session with it."""
+        prefix = opened.request.prefix
+        if prefix is None or self._prefixes is None:
+            return opened
+        spec, entry = opened.request.feature_spec, self._pool.view(session)
+        count = self._prefixes.take_over(prefix, spec, entry)
+        opened.append(prefix.tokens[:count])
+        return replace(opened, num_reused=count)
 
     def _plan(self, index: int, work: TargetWork, plans: list[_Plan]) -> _Plan:
         session = self._sessions.get(work.session)
@@ -299,8 +360,7 @@ class HfTargetEngine:
             logprobs = _logprobs(logits, [root], work.num_logprobs)
         features = _features(plan, packed, list(range(len(work.tokens))))
         self._pool.compact(work.session, range(len(work.tokens)), features)
-        if plan.session.processors is not None:
-            plan.session.processors.append(work.tokens)
+        plan.session.append(work.tokens)
         return PrefillResult(
             work.begin,
             features if work.want_features else None,
@@ -319,8 +379,7 @@ class HfTargetEngine:
         kept = [0, *walk.accepted_nodes]
         features = _features(plan, packed, kept)
         self._pool.compact(work.session, kept, features)
-        if plan.session.processors is not None:
-            plan.session.processors.append([plan.tokens[node] for node in kept])
+        plan.session.append([plan.tokens[node] for node in kept])
         return VerifyResult(
             walk.accepted_nodes,
             walk.bonus,
@@ -338,6 +397,7 @@ def load_target(
     dtype: str,
     kv_capacity_tokens: int,
     feature_retention: FeatureRetention = "all",
+    prefix_cache_tokens: int = 0,
     revision: str | None = None,
     name: str | None = None,
 ) -> HfTargetEngine:
@@ -349,6 +409,8 @@ def load_target(
         dtype: "float32", "bfloat16" or "float16".
         kv_capacity_tokens: KV positions of all sessions together.
         feature_retention: Positions of each session whose features are kept.
+        prefix_cache_tokens: KV positions kept for sessions that begin like earlier ones, beside
+            those of sessions; 0 = none.
         revision: Branch, tag or commit of a hub name.
         name: Served name; None = the last part of `model_path`.
     Returns:
@@ -359,7 +421,10 @@ def load_target(
     """
     model = load_model(model_path, device=device, dtype=dtype, revision=revision, name=name)
     pool = KvPool(model.kv_layout, kv_capacity_tokens, model.device, model.dtype, feature_retention)
-    return HfTargetEngine(model, pool)
+    prefixes = None
+    if prefix_cache_tokens:
+        prefixes = PrefixCache(model.kv_layout, prefix_cache_tokens, model.device, model.dtype)
+    return HfTargetEngine(model, pool, prefixes)
 
 
 # Stands where an outcome will be; no caller ever sees it.

@@ -1,4 +1,7 @@
-"""KV and features of every session; nothing outside this file knows how they lie in memory."""
+"""KV and features of every session.
+
+Nothing outside this file and the prefix cache, which copies them, knows how they lie in memory.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,7 @@ class FeatureRing:
             layout: What a position keeps.
             device: Where the rows lie.
         """
+        self.layout = layout
         self._data = torch.empty((rows, layout.width), dtype=layout.dtype, device=device)  # [N, W]
         self._rows = rows
 
@@ -76,6 +80,8 @@ class SessionKv:
         features: Features of positions [0, length), as far as they are kept.
         used: Positions that were ever written.
         place: Slab and slot it lies in; None = its memory is its own.
+        stacks: Planes of each shape (heads, width), each (planes, heads, capacity, width); for
+            the prefix cache alone, which keeps its own in the same order.
     """
 
     def __init__(
@@ -105,15 +111,15 @@ class SessionKv:
         self.features = features
         self.place = place
         if place is not None:
-            self._stacks = place[0].stacks(place[1])
+            self.stacks = place[0].stacks(place[1])
         else:
-            self._stacks = {
+            self.stacks = {
                 (heads, width): torch.empty(
                     (planes, heads, capacity, width), dtype=dtype, device=device
                 )
                 for (heads, width), planes in Counter(layout.planes).items()
             }  # each [planes, heads, C, width]
-        unused = {shape: iter(stack) for shape, stack in self._stacks.items()}
+        unused = {shape: iter(stack) for shape, stack in self.stacks.items()}
         planes = [next(unused[shape]) for shape in layout.planes]  # each [heads, C, width]
         self._keys, self._values = planes[0::2], planes[1::2]
 
@@ -149,15 +155,15 @@ class SessionKv:
         if kept and kept[-1] != len(kept) - 1:
             moved = next(i for i, row in enumerate(kept) if i != row)
             slots = torch.tensor([begin + row for row in kept[moved:]])
-            for stack in self._stacks.values():
+            for stack in self.stacks.values():
                 # The right side is a copy, so sources and destinations may overlap.
                 stack[:, :, begin + moved : end] = stack[:, :, slots.to(stack.device)]
         self.length = end
 
     def copy_prefix(self, source: SessionKv, length: int) -> None:
         """Takes over positions [0, length) of another session of the same pool."""
-        for shape, stack in self._stacks.items():
-            stack[:, :, :length] = source._stacks[shape][:, :, :length]
+        for shape, stack in self.stacks.items():
+            stack[:, :, :length] = source.stacks[shape][:, :, :length]
         self.used = max(self.used, length)
         if self.features is not None and source.features is not None:
             first = source.features.first_kept(source.length)

@@ -11,6 +11,7 @@ from arborist.common.metrics_server import OFF, MetricsServer, new_registry
 from arborist.common.serving_metrics import RoundSample, ServingMetrics
 from arborist.common.status_line import StatusLine
 from arborist.common.worker_prometheus import PrometheusWorkerMetrics
+from arborist.core.prefix import PrefixCounts
 
 
 def sample(accepted_count: int, *, drafted: bool = True) -> RoundSample:
@@ -109,6 +110,8 @@ def test_a_worker_shows_load_and_forwards() -> None:
     metrics.set_queued_rows(2)
     metrics.observe_forward("verify", num_rows=2, num_tokens=50, seconds=0.02)
     metrics.count_error("STALE_STAMP")
+    for counts in (PrefixCounts(100, 40, 60), PrefixCounts(150, 70, 50)):
+        metrics.observe_prefix_cache(counts)
     found = values(registry)
 
     assert found["arborist_kv_capacity_tokens{role=target}"] == 1000
@@ -118,6 +121,9 @@ def test_a_worker_shows_load_and_forwards() -> None:
     assert found["arborist_forward_tokens_total{kind=verify,role=target}"] == 50
     assert found["arborist_forward_rows_sum{kind=verify,role=target}"] == 2
     assert found["arborist_command_errors_total{reason=STALE_STAMP,role=target}"] == 1
+    assert found["arborist_prefix_cache_queries_total{role=target}"] == 150
+    assert found["arborist_prefix_cache_hits_total{role=target}"] == 70
+    assert found["arborist_prefix_cache_tokens{role=target}"] == 50
 
 
 def test_metrics_are_served_over_http() -> None:

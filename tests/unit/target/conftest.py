@@ -19,6 +19,7 @@ from transformers import (
 from arborist.common.causal_model import CausalModel, load_model
 from arborist.target.engine import HfTargetEngine
 from arborist.target.kv import FeatureRetention, KvPool
+from arborist.target.prefix_cache import PrefixCache
 
 VOCAB_SIZE = 96
 # Wide logits: two tokens hardly ever tie, so equality of tokens is a fair question.
@@ -107,11 +108,15 @@ def make_engine(device: str, loaded: Callable[[Path, str, str], CausalModel]) ->
         kv_capacity_tokens: int = 4096,
         feature_retention: FeatureRetention = "all",
         dtype: str = "float32",
+        prefix_cache_tokens: int = 0,
     ) -> HfTargetEngine:
         model = loaded(tiny.folder, device, dtype)
         pool = KvPool(
             model.kv_layout, kv_capacity_tokens, model.device, model.dtype, feature_retention
         )
-        return HfTargetEngine(model, pool)
+        prefixes = None
+        if prefix_cache_tokens:
+            prefixes = PrefixCache(model.kv_layout, prefix_cache_tokens, model.device, model.dtype)
+        return HfTargetEngine(model, pool, prefixes)
 
     return make

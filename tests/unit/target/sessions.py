@@ -21,6 +21,7 @@ from arborist.core.engine import (
 from arborist.core.errors import ArboristError
 from arborist.core.features import FeatureSpec
 from arborist.core.logprobs import TokenLogprobs
+from arborist.core.prefix import Prefix
 from arborist.core.sampling import SamplingParams
 from arborist.target.engine import HfTargetEngine
 
@@ -88,8 +89,9 @@ class Decoder:
         chunk: int = 1000,
         end_token_ids: tuple[int, ...] = (),
         num_logprobs: int | None = None,
+        scope: str | None = None,
     ) -> None:
-        """Opens the session and runs the prompt."""
+        """Opens the session and runs what it could not take over of the prompt."""
         self.engine = engine
         self.num_logprobs = num_logprobs
         self.logprobs: list[TokenLogprobs] = []
@@ -98,11 +100,20 @@ class Decoder:
         engine.open(
             self.key,
             TargetOpen(
-                sampling, feature_spec, max_length, max_draft_tokens, len(prompt), end_token_ids
+                sampling,
+                feature_spec,
+                max_length,
+                max_draft_tokens,
+                len(prompt),
+                end_token_ids,
+                None if scope is None else Prefix.of(scope, prompt[:-1]),
             ),
         )
+        self.num_reused = engine.num_reused(self.key)
+        if self.num_reused and feature_spec is not None:
+            self.features.append(engine.read_features(self.key, 0, self.num_reused))
         root = None
-        for begin in range(0, len(prompt), chunk):
+        for begin in range(self.num_reused, len(prompt), chunk):
             part = prompt[begin : begin + chunk]
             last = begin + chunk >= len(prompt)
             work = Prefill(self.key, begin, part, last, num_logprobs=num_logprobs)

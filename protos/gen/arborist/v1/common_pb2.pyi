@@ -112,6 +112,14 @@ class Attached(_message.Message):
     protocol_version: int
     def __init__(self, worker_id: _Optional[str] = ..., protocol_version: _Optional[int] = ...) -> None: ...
 
+class Prefix(_message.Message):
+    __slots__ = ("scope", "tokens")
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    scope: str
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, scope: _Optional[str] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class FeatureSpec(_message.Message):
     __slots__ = ("final_norm", "layers", "dtype")
     FINAL_NORM_FIELD_NUMBER: _ClassVar[int]

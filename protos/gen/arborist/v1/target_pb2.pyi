@@ -44,7 +44,7 @@ class TargetCommand(_message.Message):
     def __init__(self, command_id: _Optional[int] = ..., session_id: _Optional[str] = ..., stamp: _Optional[_Union[_common_pb2.Stamp, _Mapping]] = ..., traceparent: _Optional[str] = ..., open: _Optional[_Union[TargetOpen, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., verify: _Optional[_Union[Verify, _Mapping]] = ..., read_features: _Optional[_Union[ReadFeatures, _Mapping]] = ..., release: _Optional[_Union[TargetRelease, _Mapping]] = ...) -> None: ...
 
 class TargetOpen(_message.Message):
-    __slots__ = ("epoch", "feature_spec", "sampling", "grammar", "max_length", "max_draft_tokens", "prompt_length", "end_token_ids")
+    __slots__ = ("epoch", "feature_spec", "sampling", "grammar", "max_length", "max_draft_tokens", "prompt_length", "end_token_ids", "prefix")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FEATURE_SPEC_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class TargetOpen(_message.Message):
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     END_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     feature_spec: _common_pb2.FeatureSpec
     sampling: _common_pb2.SamplingParams
@@ -61,7 +62,8 @@ class TargetOpen(_message.Message):
     max_draft_tokens: int
     prompt_length: int
     end_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, epoch: _Optional[int] = ..., feature_spec: _Optional[_Union[_common_pb2.FeatureSpec, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., grammar: _Optional[_Union[_common_pb2.Grammar, _Mapping]] = ..., max_length: _Optional[int] = ..., max_draft_tokens: _Optional[int] = ..., prompt_length: _Optional[int] = ..., end_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    prefix: _common_pb2.Prefix
+    def __init__(self, epoch: _Optional[int] = ..., feature_spec: _Optional[_Union[_common_pb2.FeatureSpec, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., grammar: _Optional[_Union[_common_pb2.Grammar, _Mapping]] = ..., max_length: _Optional[int] = ..., max_draft_tokens: _Optional[int] = ..., prompt_length: _Optional[int] = ..., end_token_ids: _Optional[_Iterable[int]] = ..., prefix: _Optional[_Union[_common_pb2.Prefix, _Mapping]] = ...) -> None: ...
 
 class Prefill(_message.Message):
     __slots__ = ("begin", "tokens", "last", "want_features", "want_logprobs", "num_logprobs")
@@ -150,10 +152,12 @@ class TargetResult(_message.Message):
     def __init__(self, command_id: _Optional[int] = ..., queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ..., more: _Optional[bool] = ..., opened: _Optional[_Union[TargetOpened, _Mapping]] = ..., prefill: _Optional[_Union[PrefillResult, _Mapping]] = ..., verify: _Optional[_Union[VerifyResult, _Mapping]] = ..., features: _Optional[_Union[ReadFeaturesResult, _Mapping]] = ..., released: _Optional[_Union[TargetReleased, _Mapping]] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ...) -> None: ...
 
 class TargetOpened(_message.Message):
-    __slots__ = ("reserved_tokens",)
+    __slots__ = ("reserved_tokens", "reused_tokens")
     RESERVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REUSED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     reserved_tokens: int
-    def __init__(self, reserved_tokens: _Optional[int] = ...) -> None: ...
+    reused_tokens: int
+    def __init__(self, reserved_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ...) -> None: ...
 
 class PrefillResult(_message.Message):
     __slots__ = ("begin", "features", "root", "root_logprobs")

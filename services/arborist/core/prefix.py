@@ -1,0 +1,45 @@
+"""What sessions with the same beginning share, and with whom they share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_PREFIX_TOKENS = 65_536
+"""Most tokens an Open names: their message stays below 256 KiB."""
+
+MAX_SCOPE_LENGTH = 64
+"""Longest scope, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Leading tokens of a session that a worker may have computed for an earlier one.
+
+    Attributes:
+        scope: Sessions share within one scope only; it stands for a tenant and whatever else
+            must be alike. Opaque.
+        tokens: Token ids from position 0 on; at most MAX_PREFIX_TOKENS.
+    """
+
+    scope: str
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, scope: str, tokens: list[int]) -> Prefix:
+        """Returns a prefix of so many of these tokens as may be named."""
+        return cls(scope, tuple(tokens[:MAX_PREFIX_TOKENS]))
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixCounts:
+    """What a worker's prefix cache did since its start.
+
+    Attributes:
+        num_queried: Tokens that sessions might have taken over.
+        num_hits: Tokens that they did take over.
+        num_cached: Tokens held now.
+    """
+
+    num_queried: int = 0
+    num_hits: int = 0
+    num_cached: int = 0

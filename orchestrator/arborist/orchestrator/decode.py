@@ -29,6 +29,7 @@ from arborist.core.policies import Policy
 from arborist.core.policy import TreePolicy
 from arborist.core.policy_settings import DraftCalls
 from arborist.core.pool_policies import pool_policy_name
+from arborist.core.prefix import Prefix, share_scope
 from arborist.core.stamp import Stamp
 from arborist.core.tree import ROOT_ONLY, DraftTree, VerifyTree
 from arborist.orchestrator.clock import Clock
@@ -117,8 +118,11 @@ class Decoder:
         self._target_epoch = 0
         self._target_moves = 0
         self._draft: DraftLink | None = None
-        self._opening: asyncio.Task[bool] | None = None
+        self._opening: asyncio.Task[int | None] | None = None
+        self._target_digest = ""
+        self._num_reused = 0
         self._draft_epoch = 0
+        self._draft_held = 0
         self._draft_retry_at = 0
         self._draft_backoff = limits.draft_retry_rounds
         self._unsent: list[Pairs] = []
@@ -358,8 +362,10 @@ class Decoder:
         timer = PhaseTimer(round_, self._clock, self._trace)
         while True:
             try:
-                self._target, draft = await self._open_target()
-                self._ask_draft(draft)
+                # The prompt's last token is always computed: it gives the root.
+                target, draft = await self._open_target(self._session.prompt[:-1])
+                self._target = target
+                self._ask_draft(draft, self._session.prompt)
                 last = await self._prefill_target(
                     self._target, self._session.prompt, timer, fresh=True
                 )
@@ -386,15 +392,19 @@ class Decoder:
 
         Args:
             target: Where the session is open.
-            tokens: The prompt, or the committed log without its root.
+            tokens: The prompt, or the committed log without its root; what the target has of
+                them already is left out.
             timer: Round the time belongs to.
             fresh: Whether the session begins: then the last chunk draws the first token and
                 the draft is fed as features arrive. A rebuilt target leaves the draft alone.
         Returns:
-            The last chunk: with the target's token after the prompt when `fresh`.
+            The last chunk: with the target's token after the prompt when `fresh`; None if the
+            target had all of them.
         """
         chunk = self._limits.prefill_chunk_tokens
-        begins = list(range(0, len(tokens), chunk))
+        begins = list(range(self._num_reused, len(tokens), chunk))
+        if fresh and self._reads_tokens:
+            self._unsent += Pairs(0, tokens[: self._num_reused], None).rows_of(chunk)
         window: list[tuple[int, asyncio.Task[Reply[PrefilledChunk]]]] = []
         done: PrefilledChunk | None = None
         try:
@@ -501,20 +511,32 @@ class Decoder:
 
     # ---- targets ---------------------------------------------------------------------------
 
-    async def _open_target(self) -> tuple[TargetLink, DraftLink | None]:
-        """Opens the session at a target; returns it and the draft whose features it keeps."""
+    async def _open_target(self, known: list[int]) -> tuple[TargetLink, DraftLink | None]:
+        """Opens the session at a target.
+
+        Args:
+            known: What the target will be given to prefill, as far as it may have it already.
+        Returns:
+            The target and the draft whose features it keeps.
+        """
         target = await self._workers.target(avoid=self._lost_target)
         self._target_epoch += 1
         draft = self._pick_draft()
-        await target.open(
+        self._num_reused = await target.open(
             self._session.session_id,
             self._target_epoch,
-            self._target_request(draft),
+            self._target_request(draft, self._prefix(known)),
             self._deadlines.open_s,
         )
+        self._target_digest = target.info.digest
         return target, draft
 
-    def _target_request(self, draft: DraftLink | None) -> TargetOpen:
+    def _prefix(self, tokens: list[int], *others: str) -> Prefix | None:
+        """Returns what may be shared, with sessions of which these others are alike too."""
+        tenant = self._session.tenant
+        return None if tenant is None else Prefix.of(share_scope(tenant, *others), tokens)
+
+    def _target_request(self, draft: DraftLink | None, prefix: Prefix | None) -> TargetOpen:
         session = self._session
         nodes = self._policy.shape.num_draft_tokens if self._policy is not None else 0
         held_back = session.eos_token_ids | session.stop_token_ids
@@ -526,14 +548,15 @@ class Decoder:
             # Also when committed tokens are prefilled again: they stay output.
             prompt_length=len(session.prompt),
             end_token_ids=tuple(sorted(held_back)) if session.sampling.min_tokens else (),
+            prefix=prefix,
         )
 
     async def _live_target(self, timer: PhaseTimer) -> TargetLink:
         """Returns the target, rebuilding the session from the committed log if it was lost."""
         while self._target is None:
             try:
-                self._target, _ = await self._open_target()
                 known = self._session.committed(0, self._session.committed_length - 1)
+                self._target, _ = await self._open_target(known)
                 await self._prefill_target(self._target, known, timer, fresh=False)
             except _TARGET_LOST as error:
                 self._lose_target(error)
@@ -555,37 +578,51 @@ class Decoder:
         draft = self._workers.draft()
         return None if draft is None or self._is_outgrown(draft) else draft
 
-    def _ask_draft(self, draft: DraftLink | None) -> None:
-        """Asks a draft, if there is one, to open the session; `_catch_up` waits for the answer."""
+    def _ask_draft(self, draft: DraftLink | None, known: list[int]) -> None:
+        """Asks a draft, if there is one, to open the session; `_catch_up` waits for the answer.
+
+        Args:
+            draft: Whom to ask.
+            known: Committed tokens it may have read in an earlier session.
+        """
         if draft is None:
             return
         self._draft_epoch += 1
-        self._draft = draft
-        self._opening = asyncio.ensure_future(self._open_draft(draft))
+        self._draft, self._draft_held = draft, 0
+        # What a head reads comes from the target, so that sessions of another share nothing.
+        prefix = self._prefix(known, self._target_digest)
+        request = DraftOpen(self._session.max_length, self._noise_aim(), prefix)
+        self._opening = asyncio.ensure_future(self._open_draft(draft, request))
 
-    async def _open_draft(self, draft: DraftLink) -> bool:
+    async def _open_draft(self, draft: DraftLink, request: DraftOpen) -> int | None:
+        """Returns how much the draft holds already; None if it cannot be had."""
         try:
-            await draft.open(
+            return await draft.open(
                 self._session.session_id,
                 self._draft_epoch,
-                DraftOpen(self._session.max_length, self._noise_aim()),
+                request,
                 self._deadlines.draft_open_s,
             )
         except ArboristError:
-            return False
-        return True
+            return None
 
     async def _catch_up(self, timer: PhaseTimer) -> bool:
         """Waits until the draft is open and has what was kept for it; returns if there is one."""
         if self._opening is not None:
-            opened, self._opening = await self._opening, None
-            if not opened:
+            held, self._opening = await self._opening, None
+            if held is None:
                 self._drop_draft()
+            else:
+                self._draft_held = held
+                await self._fill_gap(timer)
         parts, self._unsent = self._unsent, []
-        await self._append(parts, timer)
+        rests = [one.after(self._draft_held) for one in parts]
+        if self._pending is not None:
+            self._pending = self._pending.after(self._draft_held)
+        await self._append([one for one in rests if one is not None], timer)
         if self._draft is not None and self._rested_from is not None:
             begin, self._rested_from = self._rested_from, None
-            await self._feed_from(begin, timer)
+            await self._feed_from(max(begin, self._draft_held), timer)
         return self._draft is not None
 
     def _rest_draft(self) -> None:
@@ -594,6 +631,39 @@ class Decoder:
         if kept and self._rested_from is None:
             self._rested_from = kept[0].begin
         self._unsent, self._pending = [], None
+
+    async def _fill_gap(self, timer: PhaseTimer) -> None:
+        """Reads the features between what the draft holds and what waits for it.
+
+        The target has computed nothing of what it took over, so it has not sent those.
+        """
+        if self._rested_from is not None:
+            self._rested_from = self._draft_held  # Whatever comes behind was never sent.
+            return
+        waiting = self._unsent[0] if self._unsent else self._pending
+        if waiting is None or waiting.begin <= self._draft_held or not self._reads_features:
+            return
+        try:
+            gap = await self._read_pairs(self._draft_held, waiting.begin, timer)
+        except ArboristError:
+            self._lose_draft(max(timer.round.round_index, 0))
+        else:
+            self._unsent = [*gap, *self._unsent]
+
+    async def _read_pairs(self, begin: int, end: int, timer: PhaseTimer) -> list[Pairs]:
+        """Reads features of [begin, end) from the target and pairs them, a chunk at a time."""
+        target, chunk = await self._live_target(timer), self._limits.prefill_chunk_tokens
+        found: list[Pairs] = []
+        for at in range(begin, end, chunk):
+            upto = min(at + chunk, end)
+            with timer.remote("target.read_features", upto - at) as call:
+                reply = await target.read_features(
+                    self._session.session_id, at, upto, self._deadlines.prefill_s(upto - at)
+                )
+                features = call.done(reply)
+            pairs = Pairs(at, self._session.committed(at + 1, upto + 1), features)
+            found += pairs.parts(self._limits.bulk_part_bytes)
+        return found
 
     def _noise_aim(self) -> NoiseAim | None:
         """Returns what the draft is told of the target's noise: nothing when there is none."""
@@ -606,7 +676,8 @@ class Decoder:
         """Now and then tries to get a draft back, which then lacks everything."""
         if index < self._draft_retry_at:
             return False
-        self._ask_draft(self._pick_draft())
+        known = self._session.committed(0, self._session.committed_length - 1)
+        self._ask_draft(self._pick_draft(), known)
         self._rested_from = 0
         if await self._catch_up(timer):
             return True
@@ -626,19 +697,11 @@ class Decoder:
         if self._reads_tokens:
             await self._feed_tokens(first, timer)
             return
-        target = await self._live_target(timer)
         chunk, end = self._limits.prefill_chunk_tokens, self._session.committed_length - 1
         parts: list[Pairs] = []
         for begin in range(first, end, chunk):
             upto = min(begin + chunk, end)
-            with timer.remote("target.read_features", upto - begin) as call:
-                reply = await target.read_features(
-                    self._session.session_id, begin, upto, self._deadlines.prefill_s(upto - begin)
-                )
-                features = call.done(reply)
-            parts = Pairs(begin, self._session.committed(begin + 1, upto + 1), features).parts(
-                self._limits.bulk_part_bytes
-            )
+            parts = await self._read_pairs(begin, upto, timer)
             await self._append(parts[:-1] if upto == end else parts, timer)
             if self._draft is None:
                 return
@@ -648,10 +711,7 @@ class Decoder:
         """Gives a language-model draft committed tokens; the root goes with the round's Extend."""
         chunk, root_at = self._limits.prefill_chunk_tokens, self._session.committed_length - 1
         known = self._session.committed(first, root_at)
-        parts = [
-            Pairs(first + at, known[at : at + chunk], None) for at in range(0, len(known), chunk)
-        ]
-        await self._append(parts, timer)
+        await self._append(Pairs(first, known, None).rows_of(chunk), timer)
         if self._draft is not None:
             self._pending = Pairs(root_at, [self._session.root], None)
 

@@ -53,7 +53,8 @@ class GenerationRequest:
         num_logprobs: Most probable tokens listed with every token's raw log-probs, in [0, 20];
             None = no log-probs.
         traceparent: W3C trace context of the caller; empty = a new trace.
-        client_key: Whose request it is, never a secret itself: what bounds per client count.
+        client_key: Whose request it is, never a secret itself: what bounds per client count, and with
+            whose earlier requests it shares what was computed of the prompt.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -83,6 +84,7 @@ class GenerationRequest:
             eos_token_ids=frozenset() if self.ignore_eos else frozenset(eos_token_ids),
             stop_token_ids=frozenset(self.stop_token_ids),
             num_logprobs=self.num_logprobs,
+            tenant=self.client_key,
         )
 
 

@@ -21,6 +21,7 @@ from arborist.core.engine import DraftOpen, Expand, ExpandTree, Extend, Extended
 from arborist.core.errors import SessionFailedError, UnavailableError, UnimplementedError
 from arborist.core.features import FeatureSpec
 from arborist.core.pool import Pool
+from arborist.core.prefix import named_tokens
 from arborist.core.stamp import Stamp
 from arborist.core.tree import IntArray, Level
 from arborist.orchestrator.answers import answer_of, broken_contract
@@ -107,9 +108,7 @@ class GrpcDraftLink:
         """Returns what its forwards take, as it said last; None from an older worker."""
         return self.connection.costs
 
-    async def open(
-        self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float
-    ) -> None:
+    async def open(self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float) -> int:
         """Reserves the session; whatever ends the wait early also frees it again."""
         self.sessions.add(session_id)
         try:
@@ -118,7 +117,12 @@ class GrpcDraftLink:
                 lambda command_id: draft_wire.open_command(command_id, session_id, epoch, request),
                 deadline_s,
             )
-            answer_of(replies, Opened, "draft")
+            opened = answer_of(replies, Opened, "draft")
+            shift = 0 if self.feature_spec is None else 1  # A head holds pairs.
+            most = max(named_tokens(request.prefix) - shift, 0)
+            if not 0 <= opened.num_reused <= most:
+                raise _broken(f"open: holds {opened.num_reused} pairs, more than were named")
+            return opened.num_reused
         except BaseException as error:
             if isinstance(error, UnavailableError):
                 self.connection.refusing = True  # Draining; the next look tells more.

@@ -15,6 +15,7 @@ from arborist.core.cost_table import CostTable
 from arborist.core.engine import ModelInfo, Prefill, PrefillResult, TargetOpen, Verify, VerifyResult
 from arborist.core.errors import InvalidArgumentError, SessionFailedError, UnavailableError
 from arborist.core.logprobs import TokenLogprobs
+from arborist.core.prefix import named_tokens
 from arborist.core.stamp import Stamp
 from arborist.core.tensor import RawTensor
 from arborist.core.tree import VerifyTree
@@ -86,7 +87,7 @@ class GrpcTargetLink:
 
     async def open(
         self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float
-    ) -> None:
+    ) -> int:
         """Reserves the session; whatever ends the wait early also frees it again."""
         self.sessions.add(session_id)
         try:
@@ -95,7 +96,10 @@ class GrpcTargetLink:
                 lambda command_id: target_wire.open_command(command_id, session_id, epoch, request),
                 deadline_s,
             )
-            answer_of(replies, Opened, "target")
+            opened = answer_of(replies, Opened, "target")
+            if not 0 <= opened.num_reused <= named_tokens(request.prefix):
+                raise _broken(f"open: {opened.num_reused} tokens reused, more than were named")
+            return opened.num_reused
         except BaseException as error:
             if isinstance(error, UnavailableError):
                 self.connection.refusing = True  # Draining; the next look tells more.

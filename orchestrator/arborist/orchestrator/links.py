@@ -68,6 +68,21 @@ class Pairs:
         """Returns one past the last draft position."""
         return self.begin + len(self.tokens)
 
+    def after(self, begin: int) -> Pairs | None:
+        """Returns the pairs from draft position `begin` on; None if there are none."""
+        skipped = max(begin - self.begin, 0)
+        if skipped >= len(self.tokens):
+            return None
+        features = None if self.features is None else self.features[skipped:]
+        return Pairs(self.begin + skipped, self.tokens[skipped:], features)
+
+    def rows_of(self, count: int) -> list[Pairs]:
+        """Splits pairs without features into parts of at most `count`."""
+        return [
+            Pairs(self.begin + at, self.tokens[at : at + count], None)
+            for at in range(0, len(self.tokens), count)
+        ]
+
     def parts(self, max_bytes: int) -> list[Pairs]:
         """Splits into parts whose features take at most `max_bytes` (at least one row each)."""
         features = self.features
@@ -143,8 +158,12 @@ class TargetLink(Protocol):
 
     async def open(
         self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float
-    ) -> None:
-        """Reserves the session."""
+    ) -> int:
+        """Reserves the session.
+
+        Returns:
+            Leading positions of the request's prefix whose KV and features are there already.
+        """
         ...
 
     async def prefill(
@@ -214,10 +233,12 @@ class DraftLink(Protocol):
         """Returns whether `extend_tree` may be asked for, as far as known."""
         ...
 
-    async def open(
-        self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float
-    ) -> None:
-        """Reserves the session."""
+    async def open(self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float) -> int:
+        """Reserves the session.
+
+        Returns:
+            Pairs of the request's prefix that are there already; tokens for a language model.
+        """
         ...
 
     async def append(

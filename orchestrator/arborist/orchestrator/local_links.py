@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from torch import Tensor
@@ -86,9 +87,10 @@ class LocalTargetLink:
 
     async def open(
         self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float
-    ) -> None:
-        """Reserves the session."""
-        self._engine.open(_key(session_id), request)
+    ) -> int:
+        """Reserves the session, which begins from nothing."""
+        self._engine.open(_key(session_id), replace(request, prefix=None))
+        return 0
 
     async def prefill(
         self,
@@ -186,11 +188,10 @@ class LocalDraftLink:
         """Returns None: nothing was measured."""
         return None
 
-    async def open(
-        self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float
-    ) -> None:
-        """Reserves the session."""
-        self._engine.open(_key(session_id), request)
+    async def open(self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float) -> int:
+        """Reserves the session, which begins from nothing."""
+        self._engine.open(_key(session_id), replace(request, prefix=None))
+        return 0
 
     async def append(
         self, session_id: str, stamp: Stamp, pairs: Pairs, *, traceparent: str, deadline_s: float

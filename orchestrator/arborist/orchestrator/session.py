@@ -30,6 +30,8 @@ class Session:
         eos_token_ids: The model's own tokens that end the output; empty to ignore them.
         stop_token_ids: Further tokens that end it.
         num_logprobs: Most probable tokens listed with every token's log-probs; None = no log-probs.
+        tenant: Whose it is: what was computed is shared with the tenant's other sessions; None =
+            with none.
         output: Committed tokens after the prompt.
         finish_reason: Set once, when nothing more may be committed.
     """
@@ -41,6 +43,7 @@ class Session:
     eos_token_ids: frozenset[int]
     stop_token_ids: frozenset[int] = frozenset()
     num_logprobs: int | None = None
+    tenant: str | None = None
     output: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 

@@ -197,10 +197,13 @@ class DraftOpen:
         max_length: Longest committed sequence in tokens.
         aim: The target's noise, to rank children by (core.noise_aim); None = rank them by the
             draft's own probabilities alone, as for a greedy target.
+        prefix: What may be taken over from earlier sessions, the successor of the last pair
+            included; None = the session shares nothing.
     """
 
     max_length: int
     aim: NoiseAim | None = None
+    prefix: Prefix | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 MAX_PREFIX_TOKENS = 65_536
@@ -28,6 +29,24 @@ class Prefix:
     def of(cls, scope: str, tokens: list[int]) -> Prefix:
         """Returns a prefix of so many of these tokens as may be named."""
         return cls(scope, tuple(tokens[:MAX_PREFIX_TOKENS]))
+
+
+def named_tokens(prefix: Prefix | None) -> int:
+    """Returns how many tokens might be taken over."""
+    return 0 if prefix is None else len(prefix.tokens)
+
+
+def share_scope(*parts: str) -> str:
+    """Returns the scope of sessions for which all these are alike, 64 characters.
+
+    Args:
+        parts: Whatever must be alike: the tenant, the model that features come from.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ def make_decoder(
     draft_calls: DraftCalls = "level",
     stop_tokens: frozenset[int] = frozenset(),
     num_logprobs: int | None = None,
+    tenant: str | None = None,
     noise_aware: bool = True,
     sizer: RoundSizer | None = None,
 ) -> tuple[Decoder, Session]:
@@ -44,6 +45,7 @@ def make_decoder(
         eos,
         stop_tokens,
         num_logprobs,
+        tenant,
     )
     decoder = Decoder(
         session,

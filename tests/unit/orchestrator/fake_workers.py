@@ -20,6 +20,7 @@ from arborist.core.features import FeatureSpec
 from arborist.core.logprobs import TokenLogprobs
 from arborist.core.pool import Pool, PoolLevel
 from arborist.core.pool_policies import pool_policy
+from arborist.core.prefix import Prefix
 from arborist.core.sampling import SamplingParams
 from arborist.core.stamp import Stamp
 from arborist.core.tensor import RawTensor
@@ -122,11 +123,34 @@ class _TargetSession:
         return hash_token(prefix, request.sampling, request.prompt_length, request.end_token_ids)
 
 
+class Kept:
+    """What released sessions left, by scope."""
+
+    def __init__(self) -> None:
+        self._texts: list[tuple[str, list[int]]] = []
+
+    def keep(self, prefix: Prefix | None, tokens: list[int]) -> None:
+        """Keeps the tokens of a session that shares."""
+        if prefix is not None:
+            self._texts.append((prefix.scope, list(tokens)))
+
+    def common(self, prefix: Prefix | None) -> list[int]:
+        """Returns the longest beginning that is known."""
+        best: list[int] = []
+        for scope, tokens in self._texts:
+            if prefix is not None and scope == prefix.scope:
+                same = [a == b for a, b in zip(prefix.tokens, tokens, strict=False)]
+                best = max(best, tokens[: [*same, False].index(False)], key=len)
+        return list(best)
+
+
 class FakeTarget:
     """A target worker's link; keeps the contract of `TargetLink` and of the worker behind it."""
 
     def __init__(self, hook: Hook = no_fault) -> None:
         self.hook = hook
+        self.kept = Kept()
+        self.num_prefilled = 0
         self.sessions: dict[str, _TargetSession] = {}
         self.opened = 0
         self.info = INFO
@@ -135,13 +159,15 @@ class FakeTarget:
 
     async def open(
         self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float
-    ) -> None:
+    ) -> int:
         """Reserves a session."""
         try:
             await self.hook("target.open")
-            self.sessions[session_id] = _TargetSession(epoch, request)
+            known = self.kept.common(request.prefix)
+            self.sessions[session_id] = _TargetSession(epoch, request, known)
             self.opened += 1
             await self.hook("target.open")
+            return len(known)
         except BaseException:
             self.release(session_id)
             raise
@@ -164,6 +190,7 @@ class FakeTarget:
         session = self._session(session_id, stamp)
         assert begin == len(session.kv)
         session.kv += tokens
+        self.num_prefilled += len(tokens)
         features = features_of(session.kv, begin, len(session.kv)) if want_features else None
         root = session.next_token(session.kv) if last else None
         logprobs = None
@@ -224,7 +251,9 @@ class FakeTarget:
 
     def release(self, session_id: str) -> None:
         """Frees a session."""
-        self.sessions.pop(session_id, None)
+        session = self.sessions.pop(session_id, None)
+        if session is not None:
+            self.kept.keep(session.request.prefix, session.kv)
 
     def _session(self, session_id: str, stamp: Stamp) -> _TargetSession:
         if session_id not in self.sessions:
@@ -239,6 +268,7 @@ class FakeTarget:
 @dataclass
 class _DraftSession:
     epoch: int
+    request: DraftOpen
     tokens: list[int] = field(default_factory=list)
     level: list[list[int]] = field(default_factory=list)
     stamp: Stamp = field(default_factory=lambda: Stamp(0, -1, -1))
@@ -262,6 +292,8 @@ class FakeDraft:
         params: SamplingParams | None = None,
     ) -> None:
         self.hook = hook
+        self.kept = Kept()
+        self.num_appended = 0
         self.accuracy = accuracy
         self.params = params or SamplingParams()
         self.sessions: dict[str, _DraftSession] = {}
@@ -271,15 +303,16 @@ class FakeDraft:
         self.grows_trees = True
         self.costs: CostTable | None = None
 
-    async def open(
-        self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float
-    ) -> None:
+    async def open(self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float) -> int:
         """Reserves a session."""
         try:
             await self.hook("draft.open")
-            self.sessions[session_id] = _DraftSession(epoch)
+            known = self.kept.common(request.prefix)
+            session = _DraftSession(epoch, request, known)
+            self.sessions[session_id] = session
             self.opened += 1
             await self.hook("draft.open")
+            return self._num_held(session)
         except BaseException:
             self.release(session_id)
             raise
@@ -362,7 +395,9 @@ class FakeDraft:
 
     def release(self, session_id: str) -> None:
         """Frees a session."""
-        self.sessions.pop(session_id, None)
+        session = self.sessions.pop(session_id, None)
+        if session is not None:
+            self.kept.keep(session.request.prefix, session.tokens)
 
     def _session(self, session_id: str, stamp: Stamp) -> _DraftSession:
         if session_id not in self.sessions:
@@ -373,8 +408,12 @@ class FakeDraft:
         session.stamp = stamp
         return session
 
+    def _num_held(self, session: _DraftSession) -> int:
+        return session.num_pairs
+
     def _take(self, session: _DraftSession, pairs: Pairs) -> None:
         """Checks that every pair is f_t with x_{t+1}, as the log says."""
+        self.num_appended += len(pairs.tokens)
         assert isinstance(pairs.features, RawTensor)
         rows = np.frombuffer(pairs.features.data, dtype="<i8").reshape(-1, 2).tolist()
         assert pairs.begin == session.num_pairs
@@ -423,7 +462,11 @@ class FakeLanguageModelDraft(FakeDraft):
         self.info = replace(INFO, context_length=context_length)
         self.longest_extend = 0
 
+    def _num_held(self, session: _DraftSession) -> int:
+        return len(session.tokens)
+
     def _take(self, session: _DraftSession, pairs: Pairs) -> None:
+        self.num_appended += len(pairs.tokens)
         assert pairs.features is None
         assert pairs.begin == len(session.tokens)
         session.tokens += pairs.tokens

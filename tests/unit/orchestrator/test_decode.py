@@ -221,7 +221,7 @@ async def test_a_draft_is_told_the_noise_only_if_there_is_some(temperature, nois
     class ListeningDraft(FakeDraft):
         async def open(self, session_id, epoch, request, deadline_s):
             told.append(request.aim)
-            await super().open(session_id, epoch, request, deadline_s)
+            return await super().open(session_id, epoch, request, deadline_s)
 
     sampling = SamplingParams(temperature=temperature, seed=2**64 - 1)
     workers = FakeWorkers([FakeTarget()], ListeningDraft(0.6))

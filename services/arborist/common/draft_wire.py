@@ -60,6 +60,7 @@ def open_command(
             noise_seed=None if request.aim is None else request.aim.seed,
             noise_temperature=None if request.aim is None else request.aim.temperature,
             max_length=request.max_length,
+            prefix=None if request.prefix is None else wire.prefix_to_pb(request.prefix),
         ),
     )
 
@@ -179,7 +180,7 @@ def _answer(result: pb.DraftResult) -> DraftAnswer:
         case "extended":
             return Extended(result.extended.num_pairs)
         case "opened":
-            return Opened(result.opened.reserved_tokens)
+            return Opened(result.opened.reserved_tokens, result.opened.reused_pairs)
         case "released":
             return Released()
         case "error":
@@ -307,7 +308,8 @@ def _open(message: pb.DraftOpen) -> OpenSession[DraftOpen]:
     aim = None
     if message.HasField("noise_seed") and message.noise_temperature != 0:
         aim = NoiseAim(message.noise_seed, message.noise_temperature)
-    return OpenSession(message.epoch, DraftOpen(message.max_length, aim))
+    prefix = wire.prefix_from_pb(message.prefix) if message.HasField("prefix") else None
+    return OpenSession(message.epoch, DraftOpen(message.max_length, aim, prefix))
 
 
 def _top_k(field: str, value: int) -> int:
@@ -345,7 +347,8 @@ def draft_result(
         case Extended():
             result.extended.CopyFrom(pb.Extended(num_pairs=answer.num_pairs))
         case Opened():
-            result.opened.CopyFrom(pb.DraftOpened(reserved_tokens=answer.reserved_tokens))
+            result.opened.reserved_tokens = answer.reserved_tokens
+            result.opened.reused_pairs = answer.num_reused
         case Released():
             result.released.SetInParent()
         case ArboristError():

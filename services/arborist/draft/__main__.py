@@ -44,6 +44,8 @@ class DraftRole:
             name=settings.served_name(),
             token_ids=settings.token_ids(),
         )
+        if settings.prefix_cache_tokens:
+            engine.share_prefixes(settings.prefix_cache_tokens)
         return RunAheadDraft(engine) if settings.run_ahead else engine
 
     def rehearse(self, engine: Any, rows: int) -> float | None:

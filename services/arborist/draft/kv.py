@@ -122,6 +122,19 @@ class KvPool:
         layer = self._buffer[layer_index]
         return layer[0, region.begin : last], layer[1, region.begin : last]
 
+    def rows(self, region: KvRegion, begin: int, end: int) -> Tensor:
+        """Returns a view of slots [begin, end) of a region, (layers, 2, end − begin, heads, hd).
+
+        It is valid until the next `reserve`.
+        """
+        return self._buffer[:, :, region.begin + begin : region.begin + end]
+
+    def buffer_of(self, capacity: int) -> Tensor:
+        """Returns zeros for so many slots, (layers, 2, capacity, kv_heads, hd)."""
+        shape = (*self._buffer.shape[:2], capacity, *self._buffer.shape[3:])
+        # Written to at once: memory that is only promised would be missing later.
+        return torch.empty(shape, dtype=self._buffer.dtype, device=self._buffer.device).fill_(0)
+
     def check_integrity(self) -> None:
         """Checks that regions lie inside the pool, do not overlap, and add up.
 

@@ -27,6 +27,7 @@ from arborist.core.engine import (
     SessionKey,
 )
 from arborist.core.features import FeatureSpec
+from arborist.core.prefix import PrefixCounts
 from arborist.core.tree import FloatArray, Level, best_first
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,19 @@ class RewindableDraftEngine(DraftEngine, Protocol):
 
     def check_integrity(self) -> None:
         """Checks what must hold between two batches."""
+        ...
+
+    def num_reused(self, session: SessionKey) -> int:
+        """Returns the rows that a session took over when it was opened."""
+        ...
+
+    def keep(self, session: SessionKey) -> None:
+        """Leaves what a session holds to those that begin alike."""
+        ...
+
+    @property
+    def prefix_counts(self) -> PrefixCounts:
+        """Returns what the prefix cache did so far."""
         ...
 
     def tree(self, session: SessionKey) -> object:
@@ -138,6 +152,19 @@ class RunAheadDraft:
         """Frees everything of the session; unknown sessions are no error."""
         self._courses.pop(session, None)
         self._engine.release(session)
+
+    def num_reused(self, session: SessionKey) -> int:
+        """Returns the rows that a session took over when it was opened."""
+        return self._engine.num_reused(session)
+
+    def keep(self, session: SessionKey) -> None:
+        """Leaves what a session holds to those that begin alike."""
+        self._engine.keep(session)
+
+    @property
+    def prefix_counts(self) -> PrefixCounts:
+        """Returns what the prefix cache did so far."""
+        return self._engine.prefix_counts
 
     def warm_up(self) -> None:
         """Runs once, so that no client pays for first calls."""

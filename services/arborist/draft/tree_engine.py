@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -32,10 +32,12 @@ from arborist.core.errors import (
 )
 from arborist.core.features import FeatureSpec
 from arborist.core.noise_aim import NoiseAim
+from arborist.core.prefix import Prefix, PrefixCounts
 from arborist.core.shape import MAX_DEPTH, MAX_TOP_K
 from arborist.core.tree import FloatArray, IntArray, Level
 from arborist.draft.attention import Mask, Span, causal_mask, no_scratch, tree_mask
 from arborist.draft.kv import KvPool, KvRegion
+from arborist.draft.prefix_cache import PrefixCache
 from arborist.draft.tree_growth import TreeGrowth
 
 SCRATCH_TOKENS = (MAX_DEPTH - 1) * MAX_TOP_K
@@ -71,6 +73,10 @@ class _Session:
         num_pairs: True pairs held; committed tokens held by a language model.
         tree: None until an Extend has given level 1.
         extend_failed: Whether the last Extend changed nothing: `tree` is of a round before.
+        tokens: The newest token that each row held depends on.
+        scope: With whom it shares what it holds, and what comes before the first of the tokens;
+            None = with nobody.
+        num_reused: Rows taken over from earlier sessions.
     """
 
     region: KvRegion
@@ -79,6 +85,9 @@ class _Session:
     num_pairs: int = 0
     tree: _Tree | None = None
     extend_failed: bool = False
+    tokens: list[int] = field(default_factory=list)
+    scope: tuple[str, tuple[int, ...]] | None = None
+    num_reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,7 @@ class _Held:
     def put_back(self) -> None:
         """Makes the session hold this again."""
         self.session.num_pairs, self.session.tree = self.num_pairs, self.tree
+        del self.session.tokens[self.num_pairs :]
 
 
 @dataclass(slots=True)
@@ -178,6 +188,15 @@ class TreeDraftEngine(ABC):
         known_ids = torch.arange(num_draft_ids) if token_ids is None else token_ids
         self._noise_ids = known_ids.to(device)  # [Vd]; noise is of the target's id.
         self._sessions: dict[SessionKey, _Session] = {}
+        self._prefixes: PrefixCache | None = None
+
+    def share_prefixes(self, capacity: int) -> None:
+        """Lets sessions take over what earlier ones that begin alike have left.
+
+        Args:
+            capacity: Rows kept, in tokens; memory of their own, beside the KV of sessions.
+        """
+        self._prefixes = PrefixCache(self._kv, capacity)
 
     @property
     def info(self) -> ModelInfo:
@@ -247,8 +266,39 @@ class TreeDraftEngine(ABC):
         self.release(session)
         longest = self._longest(request.max_length)
         region = self._kv.reserve(longest + SCRATCH_TOKENS)
-        self._sessions[session] = _Session(region, longest, request.aim)
+        state = self._sessions[session] = _Session(region, longest, request.aim)
+        if request.prefix is not None and self._prefixes is not None:
+            self._take_over(state, request.prefix, self._prefixes)
         return region.length
+
+    def _take_over(self, state: _Session, prefix: Prefix, prefixes: PrefixCache) -> None:
+        before, tokens = prefix.tokens[: self._token_shift], prefix.tokens[self._token_shift :]
+        if len(before) < self._token_shift:
+            return  # What the first row depends on is not known.
+        state.scope = (prefix.scope, before)
+        tokens = tokens[: state.max_length]
+        state.num_reused = prefixes.take_over(state.scope, tokens, state.region)
+        state.num_pairs = state.num_reused
+        state.tokens.extend(tokens[: state.num_reused])
+
+    def num_reused(self, session: SessionKey) -> int:
+        """Returns the rows that a session took over when it was opened."""
+        state = self._sessions.get(session)
+        return 0 if state is None else state.num_reused
+
+    def keep(self, session: SessionKey) -> None:
+        """Leaves what a session holds to those that begin alike; it may then be released.
+
+        Does nothing for an unknown session or one that shares nothing.
+        """
+        state = self._sessions.get(session)
+        if state is not None and state.scope is not None and self._prefixes is not None:
+            self._prefixes.keep(state.scope, state.tokens, state.region)
+
+    @property
+    def prefix_counts(self) -> PrefixCounts:
+        """Returns what the prefix cache did so far; zeros when there is none."""
+        return PrefixCounts() if self._prefixes is None else self._prefixes.counts
 
     def release(self, session: SessionKey) -> None:
         """Frees everything of the session; unknown sessions are no error."""
@@ -302,11 +352,17 @@ class TreeDraftEngine(ABC):
             RuntimeError: KV regions overlap, do not add up, or hold more than they may.
         """
         self._kv.check_integrity()
+        if self._prefixes is not None:
+            self._prefixes.check_integrity()
         held = sum(state.region.length for state in self._sessions.values())
         if held != self._kv.reserved:
             raise RuntimeError(f"draft KV reserves {self._kv.reserved}, sessions hold {held}")
         for key, state in self._sessions.items():
             scratch = 0 if state.tree is None else state.tree.mask.shape[1]
+            if len(state.tokens) != state.num_pairs:
+                raise RuntimeError(
+                    f"draft session {key} holds {state.num_pairs} pairs, {len(state.tokens)} tokens"
+                )
             if state.num_pairs > state.max_length or scratch > SCRATCH_TOKENS:
                 raise RuntimeError(
                     f"draft session {key} holds {state.num_pairs} pairs and {scratch} nodes"
@@ -563,6 +619,7 @@ def _commit(plan: DraftPlan, states: Tensor | None, level: Level | None) -> Draf
     session, rows = plan.session, plan.span.rows
     if isinstance(plan.work, Extend):
         session.num_pairs += plan.span.num_rows
+        session.tokens += plan.work.tokens
         session.extend_failed = False
         if level is None:
             return Extended(session.num_pairs)

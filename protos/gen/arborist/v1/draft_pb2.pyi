@@ -44,16 +44,18 @@ class DraftCommand(_message.Message):
     def __init__(self, command_id: _Optional[int] = ..., session_id: _Optional[str] = ..., stamp: _Optional[_Union[_common_pb2.Stamp, _Mapping]] = ..., traceparent: _Optional[str] = ..., open: _Optional[_Union[DraftOpen, _Mapping]] = ..., extend: _Optional[_Union[Extend, _Mapping]] = ..., expand: _Optional[_Union[Expand, _Mapping]] = ..., release: _Optional[_Union[DraftRelease, _Mapping]] = ..., expand_tree: _Optional[_Union[ExpandTree, _Mapping]] = ...) -> None: ...
 
 class DraftOpen(_message.Message):
-    __slots__ = ("epoch", "noise_seed", "max_length", "noise_temperature")
+    __slots__ = ("epoch", "noise_seed", "max_length", "noise_temperature", "prefix")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NOISE_SEED_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
     NOISE_TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     noise_seed: int
     max_length: int
     noise_temperature: float
-    def __init__(self, epoch: _Optional[int] = ..., noise_seed: _Optional[int] = ..., max_length: _Optional[int] = ..., noise_temperature: _Optional[float] = ...) -> None: ...
+    prefix: _common_pb2.Prefix
+    def __init__(self, epoch: _Optional[int] = ..., noise_seed: _Optional[int] = ..., max_length: _Optional[int] = ..., noise_temperature: _Optional[float] = ..., prefix: _Optional[_Union[_common_pb2.Prefix, _Mapping]] = ...) -> None: ...
 
 class Extend(_message.Message):
     __slots__ = ("begin", "tokens", "features", "want_level", "top_k", "base")
@@ -132,10 +134,12 @@ class DraftResult(_message.Message):
     def __init__(self, command_id: _Optional[int] = ..., queue_ms: _Optional[float] = ..., compute_ms: _Optional[float] = ..., opened: _Optional[_Union[DraftOpened, _Mapping]] = ..., level: _Optional[_Union[Level, _Mapping]] = ..., extended: _Optional[_Union[Extended, _Mapping]] = ..., released: _Optional[_Union[DraftReleased, _Mapping]] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., pool: _Optional[_Union[Pool, _Mapping]] = ...) -> None: ...
 
 class DraftOpened(_message.Message):
-    __slots__ = ("reserved_tokens",)
+    __slots__ = ("reserved_tokens", "reused_pairs")
     RESERVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REUSED_PAIRS_FIELD_NUMBER: _ClassVar[int]
     reserved_tokens: int
-    def __init__(self, reserved_tokens: _Optional[int] = ...) -> None: ...
+    reused_pairs: int
+    def __init__(self, reserved_tokens: _Optional[int] = ..., reused_pairs: _Optional[int] = ...) -> None: ...
 
 class Extended(_message.Message):
     __slots__ = ("num_pairs",)

@@ -37,6 +37,7 @@ from arborist.orchestrator.generation import (
     Started,
 )
 from arborist.orchestrator.generation_account import GenerationAccount
+from arborist.orchestrator.placement import Placement
 from arborist.orchestrator.policy_choice import PolicyChoice
 from arborist.orchestrator.round import Round
 from arborist.orchestrator.running_generation import Attempt, GenerationPorts, RunningGeneration
@@ -261,7 +262,12 @@ class Controller:
         session = request.session(session_id, model.eos_token_ids)
         decoder = Decoder(
             session,
-            SessionWorkers(self.workers, model.name, self._target_wait_s),
+            SessionWorkers(
+                self.workers,
+                model.name,
+                self._target_wait_s,
+                Placement.of(request.client_key, request.prompt_token_ids),
+            ),
             policy,
             limits=self._limits,
             deadlines=self._deadlines,

@@ -108,6 +108,17 @@ class GrpcDraftLink:
         """Returns what its forwards take, as it said last; None from an older worker."""
         return self.connection.costs
 
+    @property
+    def worker_id(self) -> str:
+        """Returns the identity of the worker's process; empty before it ever answered."""
+        info = self.connection.info
+        return "" if info is None else info.info.worker_id
+
+    @property
+    def num_sessions(self) -> int:
+        """Returns the sessions open here, as far as this controller knows."""
+        return len(self.sessions)
+
     async def open(self, session_id: str, epoch: int, request: DraftOpen, deadline_s: float) -> int:
         """Reserves the session; whatever ends the wait early also frees it again."""
         self.sessions.add(session_id)

@@ -81,8 +81,14 @@ class GrpcTargetLink:
         return self.connection.costs
 
     @property
+    def worker_id(self) -> str:
+        """Returns the identity of the worker's process; empty before it ever answered."""
+        info = self.connection.info
+        return "" if info is None else info.worker_id
+
+    @property
     def num_sessions(self) -> int:
-        """Returns our sessions that are open there."""
+        """Returns the sessions open here, as far as this controller knows."""
         return len(self.sessions)
 
     async def open(

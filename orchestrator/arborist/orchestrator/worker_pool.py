@@ -13,6 +13,7 @@ from arborist.orchestrator.directory import WorkerDirectory
 from arborist.orchestrator.grpc_draft_link import GrpcDraftLink, draft_protocol
 from arborist.orchestrator.grpc_target_link import GrpcTargetLink, target_protocol
 from arborist.orchestrator.links import DraftLink, TargetLink
+from arborist.orchestrator.placement import Placement
 from arborist.orchestrator.worker_connection import (
     ConnectionSettings,
     WorkerConnection,
@@ -233,14 +234,22 @@ class SessionWorkers:
     because another model would say something else.
     """
 
-    def __init__(self, pool: GrpcWorkerPool, model: str, wait_s: float) -> None:
+    def __init__(
+        self,
+        pool: GrpcWorkerPool,
+        model: str,
+        wait_s: float,
+        placement: Placement | None = None,
+    ) -> None:
         """Prepares.
 
         Args:
             pool: Every worker.
             model: Served name.
             wait_s: Longest wait for a target that is away, in seconds.
+            placement: Orders the workers; None = by load alone.
         """
+        self._placement = placement
         self._pool = pool
         self._model = model
         self._wait_s = wait_s
@@ -256,7 +265,7 @@ class SessionWorkers:
         """
         if not await self._pool.wait_until(lambda: bool(self._candidates()), self._wait_s):
             self._wait_s = 0.0  # One wait in all: whoever asks again has waited already.
-        candidates = self._candidates()
+        candidates = self._placed(self._candidates())
         if not candidates:
             raise UnavailableError(f"no target worker for model {self._model}", retry_after_ms=1000)
         unwanted = (avoid, self._last)
@@ -272,8 +281,11 @@ class SessionWorkers:
         drafts = self._pool.fitting_drafts(self._last.info)
         if self._draft not in drafts:
             # The same one as long as it lives: its features were asked for at the target.
-            self._draft = drafts[0] if drafts else None
+            self._draft = self._placed(drafts)[0] if drafts else None
         return self._draft
+
+    def _placed(self, links: list[LinkT]) -> list[LinkT]:
+        return links if self._placement is None else self._placement.order(links)
 
     def _candidates(self) -> list[GrpcTargetLink]:
         return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import grpc
 import pytest
 from tests.contract.workers import PROMPT, Commands, Stream, served_target, until
 from tests.fakes import FakeTargetEngine, continuation
@@ -56,6 +57,10 @@ class SharingTargetEngine(FakeTargetEngine):
         held = self._sessions[session]
         if held.request.prefix is not None:
             self.kept.append((held.request.prefix.scope, list(held.tokens)))
+
+    def known_length(self, prefix: Prefix) -> int:
+        """Returns 3 for every scope that was kept."""
+        return 3 if prefix.scope in [scope for scope, _ in self.kept] else 0
 
     @property
     def prefix_counts(self) -> PrefixCounts:
@@ -140,6 +145,27 @@ async def test_a_repeated_open_repeats_its_answer() -> None:
         (again,) = await stream.ask(open_sharing(stream, second, PROMPT[:-1]))
         assert opened == again
         assert again.num_reused == 4
+
+
+async def test_a_worker_says_what_it_knows_while_it_computes() -> None:
+    """FindPrefix waits for no forward; an engine without a cache knows nothing."""
+    engine = SharingTargetEngine()
+    request = pb.TargetServiceFindPrefixRequest(prefix=common_pb2.Prefix(scope="a", tokens=PROMPT))
+    async with served_target(engine) as served:
+        engine.kept.append(("a", PROMPT))
+        stream = await served.stream()
+        engine.behaviour.gate.clear()
+        commands = Commands(stream)
+        await stream.send(commands.open_target(), commands.prefill(PROMPT))
+        assert (await served.stub().FindPrefix(request)).known_tokens == 3
+        request.prefix.scope = "b"
+        assert (await served.stub().FindPrefix(request)).known_tokens == 0
+        request.prefix.scope = "s" * 65
+        with pytest.raises(grpc.aio.AioRpcError, match=r"prefix\.scope"):
+            await served.stub().FindPrefix(request)
+    async with served_target() as served:
+        request.prefix.scope = "a"
+        assert (await served.stub().FindPrefix(request)).known_tokens == 0
 
 
 async def test_a_session_that_was_given_up_leaves_nothing() -> None:

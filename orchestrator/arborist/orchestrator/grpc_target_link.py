@@ -15,7 +15,7 @@ from arborist.core.cost_table import CostTable
 from arborist.core.engine import ModelInfo, Prefill, PrefillResult, TargetOpen, Verify, VerifyResult
 from arborist.core.errors import InvalidArgumentError, SessionFailedError, UnavailableError
 from arborist.core.logprobs import TokenLogprobs
-from arborist.core.prefix import named_tokens
+from arborist.core.prefix import Prefix, named_tokens
 from arborist.core.stamp import Stamp
 from arborist.core.tensor import RawTensor
 from arborist.core.tree import VerifyTree
@@ -90,6 +90,16 @@ class GrpcTargetLink:
     def num_sessions(self) -> int:
         """Returns the sessions open here, as far as this controller knows."""
         return len(self.sessions)
+
+    async def known_tokens(self, prefix: Prefix, timeout_s: float) -> int:
+        """Returns how many leading tokens the worker knows; 0 when it does not say in time."""
+        stub = target_pb2_grpc.TargetServiceStub(self.connection.control_channel)
+        request = target_pb2.TargetServiceFindPrefixRequest(prefix=wire.prefix_to_pb(prefix))
+        try:
+            reply = await stub.FindPrefix(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError:
+            return 0  # Frozen, gone, or of a version that knows no prefixes.
+        return max(0, min(reply.known_tokens, len(prefix.tokens)))
 
     async def open(
         self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float

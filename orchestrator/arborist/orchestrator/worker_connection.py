@@ -286,6 +286,11 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
             return Attach(self._controller_id, lane, target_digest=digest)
         return Attach(self._controller_id, lane, draft_digest=digest)
 
+    @property
+    def control_channel(self) -> grpc.aio.Channel:
+        """Returns the channel for calls that are no commands."""
+        return self._channel(StreamLane.ROUND)
+
     def _channel(self, lane: StreamLane) -> grpc.aio.Channel:
         if lane not in self._channels:
             options = self._settings.channel_options(lane)

@@ -23,6 +23,9 @@ from arborist.orchestrator.worker_fit import draft_misfit
 
 _log = logging.getLogger(__name__)
 
+# A worker that does not say in this time what it knows is taken to know nothing.
+_FIND_TIMEOUT_S = 0.1
+
 CommandT = TypeVar("CommandT")
 AnswerT = TypeVar("AnswerT")
 InfoT = TypeVar("InfoT")
@@ -265,7 +268,7 @@ class SessionWorkers:
         """
         if not await self._pool.wait_until(lambda: bool(self._candidates()), self._wait_s):
             self._wait_s = 0.0  # One wait in all: whoever asks again has waited already.
-        candidates = self._placed(self._candidates())
+        candidates = await self._knowing_first(self._candidates())
         if not candidates:
             raise UnavailableError(f"no target worker for model {self._model}", retry_after_ms=1000)
         unwanted = (avoid, self._last)
@@ -283,6 +286,14 @@ class SessionWorkers:
             # The same one as long as it lives: its features were asked for at the target.
             self._draft = self._placed(drafts)[0] if drafts else None
         return self._draft
+
+    async def _knowing_first(self, links: list[GrpcTargetLink]) -> list[GrpcTargetLink]:
+        """Orders targets by what they know of the prompt, asking them if there is a choice."""
+        placement = self._placement
+        if placement is None or len(links) < 2:
+            return links
+        asked = (link.known_tokens(placement.prefix, _FIND_TIMEOUT_S) for link in links)
+        return placement.order(links, await asyncio.gather(*asked))
 
     def _placed(self, links: list[LinkT]) -> list[LinkT]:
         return links if self._placement is None else self._placement.order(links)

@@ -28,7 +28,7 @@ from arborist.common.job_spans import record_spans
 from arborist.common.result_stream import ResultStream
 from arborist.common.session_table import Session, SessionTable
 from arborist.common.span_sink import SpanSink
-from arborist.common.worker_engine import WorkerEngine
+from arborist.common.worker_engine import FindsPrefixes, WorkerEngine
 from arborist.common.worker_info import WorkerInfo
 from arborist.common.worker_limits import WorkerLimits
 from arborist.common.worker_metrics import WorkerMetrics
@@ -41,6 +41,7 @@ from arborist.core.errors import (
     UnavailableError,
 )
 from arborist.core.pool import Pool
+from arborist.core.prefix import Prefix
 
 OpenT = TypeVar("OpenT")
 WorkT = TypeVar("WorkT")
@@ -113,6 +114,7 @@ class Worker(Generic[OpenT, WorkT]):
         """What forwards take by their rows."""
         self._sessions = SessionTable()
         self._controllers: dict[str, Controller] = {}
+        self._finder = engine if isinstance(engine, FindsPrefixes) else None
         self._num_queued = 0
         self._num_queued_rows = 0
         self._loop = asyncio.get_running_loop()
@@ -184,6 +186,10 @@ class Worker(Generic[OpenT, WorkT]):
                 stream.end(UnavailableError("the worker stops"))
         self._compute.stop()
         await asyncio.to_thread(self._compute.join, timeout_s)
+
+    def known_length(self, prefix: Prefix) -> int:
+        """Returns how many leading tokens an Open would most likely take over; never waits."""
+        return 0 if self._finder is None else self._finder.known_length(prefix)
 
     @property
     def info(self) -> WorkerInfo:

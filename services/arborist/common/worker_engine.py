@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 from arborist.core.engine import ModelInfo, SessionKey
-from arborist.core.prefix import PrefixCounts
+from arborist.core.prefix import Prefix, PrefixCounts
 
 OpenT_contra = TypeVar("OpenT_contra", contravariant=True)
 WorkT_contra = TypeVar("WorkT_contra", contravariant=True)
@@ -75,4 +75,13 @@ class KeepsPrefixes(Protocol):
     @property
     def prefix_counts(self) -> PrefixCounts:
         """Returns what was asked for, taken over, and is held now."""
+        ...
+
+
+@runtime_checkable
+class FindsPrefixes(Protocol):
+    """An engine that can be asked, from any thread, what it knows of a session's beginning."""
+
+    def known_length(self, prefix: Prefix) -> int:
+        """Returns how many leading tokens an Open would most likely take over."""
         ...

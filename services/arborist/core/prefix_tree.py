@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import threading
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +36,7 @@ class PrefixTree:
 
     Sequences that begin alike share the slots of what they share. Tokens themselves are compared,
     no hash of them. What was not used for longest makes room, ends of sequences first, so that
-    everything before a held token is held too.
+    everything before a held token is held too. One thread changes it, any may ask for a `length`.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -49,6 +50,7 @@ class PrefixTree:
         self._free = np.arange(capacity)[::-1].copy()  # A stack; the lowest slots leave first.
         self._num_free = capacity
         self._calls = 0
+        self._lock = threading.Lock()
 
     @property
     def num_tokens(self) -> int:
@@ -57,10 +59,18 @@ class PrefixTree:
 
     def match(self, scope: Hashable, tokens: Sequence[int]) -> IntArray:
         """Returns the slots of the longest known beginning of a sequence, shape (n,), int64."""
-        self._calls += 1
-        path = self._walk(scope, np.asarray(tokens, dtype=np.int64))
-        self._mark(scope, path)
+        wanted = np.asarray(tokens, dtype=np.int64)
+        with self._lock:
+            self._calls += 1
+            path = self._walk(scope, wanted)
+            self._mark(scope, path)
         return np.concatenate([np.empty(0, np.int64), *(slots for _, slots in path)])
+
+    def length(self, scope: Hashable, tokens: Sequence[int]) -> int:
+        """Returns how many leading tokens are known, without using them; from any thread."""
+        wanted = np.asarray(tokens, dtype=np.int64)
+        with self._lock:
+            return sum(len(slots) for _, slots in self._walk(scope, wanted))
 
     def insert(self, scope: Hashable, tokens: Sequence[int]) -> tuple[int, IntArray]:
         """Makes a sequence known, as far as it fits.
@@ -72,8 +82,12 @@ class PrefixTree:
             (begin, slots): the caller must put the data of tokens begin, begin + 1, ... into
             these slots, int64; what is before `begin` was there already.
         """
-        self._calls += 1
         wanted = np.asarray(tokens, dtype=np.int64)[: self.capacity]
+        with self._lock:
+            return self._insert(scope, wanted)
+
+    def _insert(self, scope: Hashable, wanted: IntArray) -> tuple[int, IntArray]:
+        self._calls += 1
         path = self._walk(scope, wanted)
         begin = sum(len(slots) for _, slots in path)
         if path and begin < len(wanted):

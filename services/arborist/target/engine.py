@@ -32,7 +32,7 @@ from arborist.core.errors import (
 )
 from arborist.core.features import FeatureSpec
 from arborist.core.logprobs import TokenLogprobs, token_logprobs
-from arborist.core.prefix import PrefixCounts
+from arborist.core.prefix import Prefix, PrefixCounts
 from arborist.core.processors import LogitProcessors, make_processors
 from arborist.core.sampling import SamplingParams, draw_tokens
 from arborist.core.shape import MAX_NUM_DRAFT_TOKENS
@@ -165,6 +165,10 @@ class HfTargetEngine:
         """Returns the KV positions that a session took over when it was opened."""
         opened = self._sessions.get(session)
         return 0 if opened is None else opened.num_reused
+
+    def known_length(self, prefix: Prefix) -> int:
+        """Returns how many leading tokens an Open would most likely take over; from any thread."""
+        return 0 if self._prefixes is None else self._prefixes.length(prefix)
 
     def keep(self, session: SessionKey) -> None:
         """Leaves what a session has committed to those that begin alike; it may then be released.

@@ -51,6 +51,8 @@ class PrefixCache:
             for (heads, width), planes in Counter(layout.planes).items()
         }  # each [planes, heads, N, width]
         self._features: dict[FeatureLayout, Tensor] = {}  # each [N, width]
+        # What sessions kept, newest last; a dict for its order, which other threads may copy.
+        self._specs: dict[FeatureSpec | None, None] = {}
         self._num_queried = 0
         self._num_hits = 0
 
@@ -58,6 +60,13 @@ class PrefixCache:
     def counts(self) -> PrefixCounts:
         """Returns what the cache did so far."""
         return PrefixCounts(self._num_queried, self._num_hits, self._tree.num_tokens)
+
+    def length(self, prefix: Prefix) -> int:
+        """Returns how many leading tokens are known with any features; from any thread."""
+        specs = list(self._specs)
+        return max(
+            (self._tree.length((prefix.scope, spec), prefix.tokens) for spec in specs), default=0
+        )
 
     def take_over(self, prefix: Prefix, spec: FeatureSpec | None, entry: SessionKv) -> int:
         """Copies the longest known beginning into an empty session.
@@ -108,6 +117,7 @@ class PrefixCache:
             return
         if ring is not None and not self._has_table(ring.layout):
             return
+        self._specs[spec] = None
         begin, slots = self._tree.insert((scope, spec), tokens)
         if not len(slots):
             return

@@ -128,6 +128,16 @@ class TargetServicer(pb_grpc.TargetServiceServicer):
             await self._on_drain()
         return pb.TargetServiceDrainResponse(num_sessions=num_sessions)
 
+    @guarded
+    async def FindPrefix(  # noqa: N802 - protobuf's name
+        self,
+        request: pb.TargetServiceFindPrefixRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> pb.TargetServiceFindPrefixResponse:
+        """Says how much of a session's beginning is known here."""
+        known_tokens = self._worker.known_length(wire.prefix_from_pb(request.prefix))
+        return pb.TargetServiceFindPrefixResponse(known_tokens=known_tokens)
+
 
 def target_worker(
     engine: TargetEngine,

@@ -86,3 +86,13 @@ def test_a_sequence_longer_than_the_cache_keeps_its_beginning():
     begin, slots = tree.insert("s", [1, 2, 3, 4, 5, 6])
     assert (begin, len(slots)) == (0, 4)
     assert len(tree.match("s", [1, 2, 3, 4, 5, 6])) == 4
+
+
+def test_asking_for_a_length_uses_nothing() -> None:
+    """Whoever only asks does not keep a sequence from making room."""
+    tree = PrefixTree(4)
+    tree.insert("s", [1, 1])
+    tree.insert("s", [2, 2])
+    assert tree.length("s", [1, 1, 1]) == 2
+    tree.insert("s", [3, 3])
+    assert tree.length("s", [1, 1]) == 0

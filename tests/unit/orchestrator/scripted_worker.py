@@ -54,6 +54,10 @@ class ScriptedTarget(pb_grpc.TargetServiceServicer):
         info = WorkerInfo(self.worker_id, "0", "cpu", MODEL, 4096, 0, 0, 0, self.draining)
         return pb.TargetServiceGetInfoResponse(info=wire.worker_info_to_pb(info))
 
+    async def FindPrefix(self, request, context):  # noqa: N802 - protobuf's name
+        """Knows nothing."""
+        return pb.TargetServiceFindPrefixResponse()
+
     async def Drain(self, request, context):  # noqa: N802 - protobuf's name
         """No controller asks for this."""
         raise NotImplementedError

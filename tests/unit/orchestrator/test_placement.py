@@ -29,6 +29,11 @@ def names(placed: list[Worker]) -> list[str]:
     return [worker.worker_id for worker in placed]
 
 
+def key(tenant: str, prompt: list[int]) -> str:
+    """What a prompt is hashed to."""
+    return Placement.of(tenant, prompt).key
+
+
 def test_every_controller_places_alike() -> None:
     """The order of idle workers follows from tenant and prompt, not from how they are listed."""
     placement = Placement.of("t", [1, 2, 3])
@@ -40,10 +45,10 @@ def test_every_controller_places_alike() -> None:
 def test_the_turns_of_a_chat_go_to_one_worker() -> None:
     """What comes behind the first tokens that count does not move a session; the rest does."""
     prompt = list(range(PLACED_TOKENS))
-    assert Placement.of("t", prompt) == Placement.of("t", [*prompt, 1, 2, 3])
-    assert Placement.of("t", prompt) != Placement.of("t", prompt[:-1])
-    assert Placement.of("t", prompt) != Placement.of("u", prompt)
-    assert Placement.of("t", [1, 12]) != Placement.of("t", [11, 2])
+    assert key("t", prompt) == key("t", [*prompt, 1, 2, 3])
+    assert key("t", prompt) != key("t", prompt[:-1])
+    assert key("t", prompt) != key("u", prompt)
+    assert key("t", [1, 12]) != key("t", [11, 2])
 
 
 def test_prompts_spread_over_idle_workers() -> None:
@@ -74,6 +79,24 @@ def test_a_prompt_that_everybody_sends_drowns_no_worker(num_workers: int) -> Non
         busy = [worker for worker in pool if worker.num_sessions]
         if random.random() < 0.3:
             random.choice(busy).num_sessions -= 1
+
+
+def test_a_worker_that_knows_the_prompt_comes_before_the_one_hash_names() -> None:
+    """A few tokens move nothing, a beginning does, and it is worth one session over the share."""
+    pool = workers(3)
+    placement = Placement.of("", [7])
+    first, second, third = placement.order(pool)
+
+    def best(known: dict[str, int]) -> Worker:
+        return placement.order(pool, [known.get(one.worker_id, 0) for one in pool])[0]
+
+    assert best({third.worker_id: 15}) is first
+    assert best({third.worker_id: 16}) is third
+    assert best({second.worker_id: 40, third.worker_id: 41}) is third
+    first.num_sessions = second.num_sessions = third.num_sessions = 1
+    assert best({third.worker_id: 100}) is third
+    third.num_sessions = 4
+    assert best({third.worker_id: 100}) is first
 
 
 def test_among_full_workers_the_least_loaded_is_next() -> None:

@@ -226,3 +226,15 @@ class TargetServiceDrainResponse(_message.Message):
     NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     num_sessions: int
     def __init__(self, num_sessions: _Optional[int] = ...) -> None: ...
+
+class TargetServiceFindPrefixRequest(_message.Message):
+    __slots__ = ("prefix",)
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    prefix: _common_pb2.Prefix
+    def __init__(self, prefix: _Optional[_Union[_common_pb2.Prefix, _Mapping]] = ...) -> None: ...
+
+class TargetServiceFindPrefixResponse(_message.Message):
+    __slots__ = ("known_tokens",)
+    KNOWN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    known_tokens: int
+    def __init__(self, known_tokens: _Optional[int] = ...) -> None: ...

@@ -50,6 +50,11 @@ class TargetServiceStub:
                 request_serializer=arborist_dot_v1_dot_target__pb2.TargetServiceDrainRequest.SerializeToString,
                 response_deserializer=arborist_dot_v1_dot_target__pb2.TargetServiceDrainResponse.FromString,
                 _registered_method=True)
+        self.FindPrefix = channel.unary_unary(
+                '/arborist.v1.TargetService/FindPrefix',
+                request_serializer=arborist_dot_v1_dot_target__pb2.TargetServiceFindPrefixRequest.SerializeToString,
+                response_deserializer=arborist_dot_v1_dot_target__pb2.TargetServiceFindPrefixResponse.FromString,
+                _registered_method=True)
 
 
 class TargetServiceServicer:
@@ -80,6 +85,14 @@ class TargetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindPrefix(self, request, context):
+        """FindPrefix says how much of a session's beginning an Open would most likely find here, so that
+        a controller can choose among workers. Idempotent, no side effects; no forward is waited for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TargetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +110,11 @@ def add_TargetServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=arborist_dot_v1_dot_target__pb2.TargetServiceDrainRequest.FromString,
                     response_serializer=arborist_dot_v1_dot_target__pb2.TargetServiceDrainResponse.SerializeToString,
+            ),
+            'FindPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindPrefix,
+                    request_deserializer=arborist_dot_v1_dot_target__pb2.TargetServiceFindPrefixRequest.FromString,
+                    response_serializer=arborist_dot_v1_dot_target__pb2.TargetServiceFindPrefixResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +199,33 @@ class TargetService:
             '/arborist.v1.TargetService/Drain',
             arborist_dot_v1_dot_target__pb2.TargetServiceDrainRequest.SerializeToString,
             arborist_dot_v1_dot_target__pb2.TargetServiceDrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/arborist.v1.TargetService/FindPrefix',
+            arborist_dot_v1_dot_target__pb2.TargetServiceFindPrefixRequest.SerializeToString,
+            arborist_dot_v1_dot_target__pb2.TargetServiceFindPrefixResponse.FromString,
             options,
             channel_credentials,
             insecure,

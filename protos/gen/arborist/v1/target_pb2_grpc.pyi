@@ -43,6 +43,10 @@ class TargetServiceStub:
     """GetInfo says what the worker holds and how full it is. Idempotent, no side effects."""
     Drain: _grpc.UnaryUnaryMultiCallable[_target_pb2.TargetServiceDrainRequest, _target_pb2.TargetServiceDrainResponse]
     """Drain refuses new sessions from now on; running ones go on. Idempotent."""
+    FindPrefix: _grpc.UnaryUnaryMultiCallable[_target_pb2.TargetServiceFindPrefixRequest, _target_pb2.TargetServiceFindPrefixResponse]
+    """FindPrefix says how much of a session's beginning an Open would most likely find here, so that
+    a controller can choose among workers. Idempotent, no side effects; no forward is waited for.
+    """
 
 @_typing.type_check_only
 class TargetServiceAsyncStub(TargetServiceStub):
@@ -59,6 +63,10 @@ class TargetServiceAsyncStub(TargetServiceStub):
     """GetInfo says what the worker holds and how full it is. Idempotent, no side effects."""
     Drain: _aio.UnaryUnaryMultiCallable[_target_pb2.TargetServiceDrainRequest, _target_pb2.TargetServiceDrainResponse]  # type: ignore[assignment]
     """Drain refuses new sessions from now on; running ones go on. Idempotent."""
+    FindPrefix: _aio.UnaryUnaryMultiCallable[_target_pb2.TargetServiceFindPrefixRequest, _target_pb2.TargetServiceFindPrefixResponse]  # type: ignore[assignment]
+    """FindPrefix says how much of a session's beginning an Open would most likely find here, so that
+    a controller can choose among workers. Idempotent, no side effects; no forward is waited for.
+    """
 
 class TargetServiceServicer(metaclass=_abc_1.ABCMeta):
     """TargetService runs the target model for many sessions of many controllers."""
@@ -90,5 +98,15 @@ class TargetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_target_pb2.TargetServiceDrainResponse, _abc.Awaitable[_target_pb2.TargetServiceDrainResponse]]:
         """Drain refuses new sessions from now on; running ones go on. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def FindPrefix(
+        self,
+        request: _target_pb2.TargetServiceFindPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_target_pb2.TargetServiceFindPrefixResponse, _abc.Awaitable[_target_pb2.TargetServiceFindPrefixResponse]]:
+        """FindPrefix says how much of a session's beginning an Open would most likely find here, so that
+        a controller can choose among workers. Idempotent, no side effects; no forward is waited for.
+        """
 
 def add_TargetServiceServicer_to_server(servicer: TargetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

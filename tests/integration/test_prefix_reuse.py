@@ -1,0 +1,121 @@
+"""A chat over two controllers, two targets and two drafts computes nothing twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from prometheus_client import CollectorRegistry
+from tests.integration.loopback import (
+    PAIR,
+    SETTINGS,
+    Completion,
+    Deployment,
+    collect,
+    deployment,
+    golden_draft,
+    patient,
+)
+
+from arborist.common.config import parse_config
+from arborist.common.serving_metrics import ServingMetrics
+from arborist.common.telemetry import SpanRecorder
+from arborist.core.engine import Prefill, TargetOutcome, TargetWork
+from arborist.orchestrator.controller import Controller
+from arborist.orchestrator.generation import GenerationRequest
+from arborist.target.engine import load_target
+
+NUM_TURNS = 10
+TURN_TOKENS = 12
+ANSWER_TOKENS = 16
+
+
+class CountingTarget:
+    """The golden target, and how many prompt tokens it computed."""
+
+    def __init__(self, prefix_cache_tokens: int) -> None:
+        self.engine = load_target(
+            PAIR / "target",
+            device="cpu",
+            dtype="float32",
+            kv_capacity_tokens=4096,
+            prefix_cache_tokens=prefix_cache_tokens,
+            name="golden",
+        )
+        self.num_prefilled = 0
+        self._run = self.engine.run
+        self.engine.run = self._count  # type: ignore[method-assign]
+
+    def _count(self, batch: Sequence[TargetWork]) -> list[TargetOutcome]:
+        self.num_prefilled += sum(len(work.tokens) for work in batch if isinstance(work, Prefill))
+        return self._run(batch)
+
+
+class Drafts:
+    """Two golden heads."""
+
+    def __init__(self, prefix_cache_tokens: int) -> None:
+        self.engines = [golden_draft(), golden_draft()]
+        for engine in self.engines:
+            if prefix_cache_tokens:
+                engine.share_prefixes(prefix_cache_tokens)  # type: ignore[attr-defined]
+
+
+async def second_controller(running: Deployment, stack: AsyncExitStack) -> Controller:
+    """Starts another controller over the same workers."""
+    controller = Controller(
+        patient(parse_config({})),
+        running.directory,
+        metrics=ServingMetrics(CollectorRegistry()),
+        recorder=SpanRecorder(),
+        connection=SETTINGS,
+    )
+    await controller.start()
+    stack.push_async_callback(controller.stop, 0.0)
+    await controller.wait_ready(20.0, want_draft=True)
+    return controller
+
+
+async def chat(
+    running: Deployment, controllers: list[Controller], first_turn: int, **more: object
+) -> tuple[list[Completion], list[int]]:
+    """Runs a chat whose turns go to the controllers in turn; returns its turns and last prompt."""
+    prompt = [3 + (11 * at) % 490 for at in range(first_turn)]
+    turns: list[Completion] = []
+    for turn in range(NUM_TURNS):
+        if turn:
+            prompt += [
+                *turns[-1].tokens,
+                *(5 + (17 * turn + at) % 480 for at in range(TURN_TOKENS)),
+            ]
+        request = GenerationRequest(tuple(prompt), ANSWER_TOKENS, ignore_eos=True, **more)  # type: ignore[arg-type]
+        turns.append(await collect(controllers[turn % len(controllers)].generate(request)))
+        await running.wait_idle()
+    return turns, prompt
+
+
+async def test_a_chat_of_ten_turns_computes_every_prompt_token_once() -> None:
+    """Its turns say what they say without a cache, with trees as good."""
+    found = []
+    for prefix_cache_tokens in (0, 2000):
+        targets = [CountingTarget(prefix_cache_tokens) for _ in range(2)]
+        drafts = Drafts(prefix_cache_tokens)
+        async with (
+            deployment(targets=[one.engine for one in targets], drafts=drafts.engines) as running,
+            AsyncExitStack() as stack,
+        ):
+            controllers = [running.controller, await second_controller(running, stack)]
+            turns, prompt = await chat(running, controllers, 20)
+            found.append((turns, sum(one.num_prefilled for one in targets)))
+            for one in targets:
+                one.engine.check_integrity()
+            for engine in drafts.engines:
+                engine.check_integrity()  # type: ignore[attr-defined]
+    (plain, num_plain), (cached, num_cached) = found
+
+    assert [one.tokens for one in cached] == [one.tokens for one in plain]
+    assert num_plain > 3 * len(prompt)
+    # Whatever a round computed is not prefilled; nothing is computed twice.
+    assert num_cached <= len(prompt)
+    taus = [turns[-1].summary.speculation.tau for turns in (plain, cached)]
+    assert abs(taus[1] - taus[0]) <= 0.02 * taus[0]

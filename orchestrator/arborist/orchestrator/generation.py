@@ -53,8 +53,8 @@ class GenerationRequest:
         num_logprobs: Most probable tokens listed with every token's raw log-probs, in [0, 20];
             None = no log-probs.
         traceparent: W3C trace context of the caller; empty = a new trace.
-        client_key: Whose request it is, never a secret itself: what bounds per client count, and with
-            whose earlier requests it shares what was computed of the prompt.
+        client_key: Whose request it is, never a secret itself: what bounds per client count, and
+            whose earlier requests it may take computed prompt tokens over from.
     """
 
     prompt_token_ids: tuple[int, ...]

@@ -22,12 +22,14 @@ from arborist.common.serving_metrics import ServingMetrics
 from arborist.common.telemetry import SpanRecorder
 from arborist.core.engine import Prefill, TargetOutcome, TargetWork
 from arborist.orchestrator.controller import Controller
-from arborist.orchestrator.generation import GenerationRequest
+from arborist.orchestrator.generation import GenerationRequest, SpeculationOptions
 from arborist.target.engine import load_target
 
 NUM_TURNS = 10
 TURN_TOKENS = 12
 ANSWER_TOKENS = 16
+# Trees that follow the load would differ from run to run.
+FIXED_TREES = SpeculationOptions(adaptive=False)
 
 
 class CountingTarget:
@@ -77,7 +79,7 @@ async def second_controller(running: Deployment, stack: AsyncExitStack) -> Contr
 
 
 async def chat(
-    running: Deployment, controllers: list[Controller], first_turn: int, **more: object
+    running: Deployment, controllers: list[Controller], first_turn: int
 ) -> tuple[list[Completion], list[int]]:
     """Runs a chat whose turns go to the controllers in turn; returns its turns and last prompt."""
     prompt = [3 + (11 * at) % 490 for at in range(first_turn)]
@@ -88,7 +90,9 @@ async def chat(
                 *turns[-1].tokens,
                 *(5 + (17 * turn + at) % 480 for at in range(TURN_TOKENS)),
             ]
-        request = GenerationRequest(tuple(prompt), ANSWER_TOKENS, ignore_eos=True, **more)  # type: ignore[arg-type]
+        request = GenerationRequest(
+            tuple(prompt), ANSWER_TOKENS, ignore_eos=True, speculation=FIXED_TREES
+        )
         turns.append(await collect(controllers[turn % len(controllers)].generate(request)))
         await running.wait_idle()
     return turns, prompt

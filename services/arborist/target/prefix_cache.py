@@ -146,5 +146,6 @@ class PrefixCache:
             if len(self._features) >= _MAX_FEATURE_TABLES:
                 return False
             shape = (self._tree.capacity, layout.width)
-            self._features[layout] = torch.zeros(shape, dtype=layout.dtype, device=self._device)
+            table = torch.empty(shape, dtype=layout.dtype, device=self._device)
+            self._features[layout] = table.fill_(0)
         return True

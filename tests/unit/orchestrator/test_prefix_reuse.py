@@ -17,6 +17,7 @@ from tests.unit.orchestrator.fake_workers import (
     Faults,
     plain_decode,
 )
+from tests.unit.orchestrator.test_resting_draft import ScriptedSizer
 
 from arborist.core.errors import InvalidArgumentError, SessionFailedError, UnavailableError
 from arborist.core.sampling import SamplingParams
@@ -144,3 +145,24 @@ async def test_a_short_prompt_is_named_whole_but_for_its_last_token() -> None:
     await run(workers, PROMPT)
     await run(workers, PROMPT)
     assert target.num_prefilled == len(PROMPT) + 1
+
+
+@DRAFTS
+@pytest.mark.parametrize("pattern", [[False, True], [False] * 5 + [True] * 2, [True] * 3 + [False]])
+@pytest.mark.parametrize("knows", ["target", "draft", "both"])
+async def test_a_draft_that_rests_is_fed_from_where_it_knows_the_prompt(
+    draft_type, pattern, knows
+) -> None:
+    """Whoever knows the prompt already: the fake draft gets every pair once, in order."""
+    target, draft = FakeTarget(), draft_type(0.8)
+    await run(FakeWorkers([target], draft), LONG)
+    workers = FakeWorkers(
+        [FakeTarget() if knows == "draft" else target],
+        draft_type(0.8) if knows == "target" else draft,
+    )
+    sizer = ScriptedSizer(pattern)
+    decoder, session = make_decoder(workers, prompt=LONG, tenant="t", sizer=sizer)
+    await decode(decoder)
+    assert session.output == plain_decode(LONG, MAX_TOKENS, SamplingParams())
+    for number, round_ in enumerate(sizer.rounds):
+        assert round_.speculated == pattern[number % len(pattern)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from tests.integration.loopback import (
@@ -57,10 +58,10 @@ class Drafts:
     """Two golden heads."""
 
     def __init__(self, prefix_cache_tokens: int) -> None:
-        self.engines = [golden_draft(), golden_draft()]
+        self.engines: list[Any] = [golden_draft(), golden_draft()]
         for engine in self.engines:
             if prefix_cache_tokens:
-                engine.share_prefixes(prefix_cache_tokens)  # type: ignore[attr-defined]
+                engine.share_prefixes(prefix_cache_tokens)
 
 
 async def second_controller(running: Deployment, stack: AsyncExitStack) -> Controller:
@@ -114,12 +115,14 @@ async def test_a_chat_of_ten_turns_computes_every_prompt_token_once() -> None:
             for one in targets:
                 one.engine.check_integrity()
             for engine in drafts.engines:
-                engine.check_integrity()  # type: ignore[attr-defined]
+                engine.check_integrity()
+            found_by_drafts = sum(one.prefix_counts.num_hits for one in drafts.engines)
     (plain, num_plain), (cached, num_cached) = found
 
     assert [one.tokens for one in cached] == [one.tokens for one in plain]
     assert num_plain > 3 * len(prompt)
     # Whatever a round computed is not prefilled; nothing is computed twice.
     assert num_cached <= len(prompt)
+    assert found_by_drafts > len(prompt)
     taus = [turns[-1].summary.speculation.tau for turns in (plain, cached)]
     assert abs(taus[1] - taus[0]) <= 0.02 * taus[0]

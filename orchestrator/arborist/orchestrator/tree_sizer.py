@@ -8,6 +8,7 @@ so the way back is found.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from typing import Protocol
 from weakref import WeakKeyDictionary
@@ -29,6 +30,8 @@ _MAX_LIMITS = 16
 _WEIGHT = 0.1
 # Rounds of every session after a change between drafting and not, until times count again.
 _SETTLING_ROUNDS = 2
+# Rounds of every session that such a change is held for at least.
+_HOLDING_ROUNDS = 24
 # What was learned of the kind of round that is not in use fades by so much a round.
 _FADING = 0.002
 # Taken for what lies between forwards until it was seen, per session and round.
@@ -125,6 +128,8 @@ class Experience:
         if (size.shape is not None) != self._drafting:
             self._drafting = size.shape is not None
             self._rounds_to_settle = _SETTLING_ROUNDS * load.num_sessions
+            # Long enough to know it: a change costs every session a round of catching up.
+            self._rounds_to_decision = _HOLDING_ROUNDS * load.num_sessions
         return size
 
     def probe(self, limit: TreeShape, grid: AcceptanceGrid, load: Load) -> TreeShape | None:
@@ -167,7 +172,7 @@ class Experience:
 
     def _nearest(self, drafted: bool, num_sessions: int) -> float | None:
         """Returns what was seen with about so many sessions, in milliseconds per session."""
-        bucket = num_sessions.bit_length()
+        bucket = _bucket(num_sessions)
         seen = {key: ms for (kind, key), ms in self._rest_ms.items() if kind == drafted}
         return seen[min(seen, key=lambda key: (abs(key - bucket), key))] if seen else None
 
@@ -190,7 +195,7 @@ class Experience:
             return  # A try, or a draft that is gone: the others' forwards made its time.
         # Below zero when forwards take less than the tables say: then it sets them right.
         rest_ms = (total_ms - forwards_ms) / num_sessions
-        key = (drafted, num_sessions.bit_length())
+        key = (drafted, _bucket(num_sessions))
         seen = self._rest_ms.get(key)
         if seen is None:
             self._rest_ms[key] = rest_ms
@@ -295,6 +300,11 @@ class TreeSizer:
         experience.observe(
             total_ms, forwards_ms, drafted=round_.speculated, num_sessions=load.num_sessions
         )
+
+
+def _bucket(num_sessions: int) -> int:
+    """Returns the nearest power of two: 12 to 22 sessions are alike."""
+    return round(math.log2(num_sessions))
 
 
 def _is_ordinary(round_: Round, limit: TreeShape) -> bool:

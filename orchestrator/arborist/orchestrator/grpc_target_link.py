@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import grpc.aio
@@ -93,12 +94,20 @@ class GrpcTargetLink:
 
     async def known_tokens(self, prefix: Prefix, timeout_s: float) -> int:
         """Returns how many leading tokens the worker knows; 0 when it does not say in time."""
-        stub = target_pb2_grpc.TargetServiceStub(self.connection.control_channel)
+        channel = self.connection.control_channel
+        if channel is None:
+            return 0
         request = target_pb2.TargetServiceFindPrefixRequest(prefix=wire.prefix_to_pb(prefix))
         try:
+            stub = target_pb2_grpc.TargetServiceStub(channel)
             reply = await stub.FindPrefix(request, timeout=timeout_s)
-        except grpc.aio.AioRpcError:
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError):
             return 0  # Frozen, gone, or of a version that knows no prefixes.
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return 0  # Not we were cancelled but the call, because its connection was closed.
         return max(0, min(reply.known_tokens, len(prefix.tokens)))
 
     async def open(

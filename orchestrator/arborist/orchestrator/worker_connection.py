@@ -287,9 +287,9 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
         return Attach(self._controller_id, lane, draft_digest=digest)
 
     @property
-    def control_channel(self) -> grpc.aio.Channel:
-        """Returns the channel for calls that are no commands."""
-        return self._channel(StreamLane.ROUND)
+    def control_channel(self) -> grpc.aio.Channel | None:
+        """Returns the channel for calls that are no commands; None without a connection."""
+        return self._channels.get(StreamLane.ROUND)
 
     def _channel(self, lane: StreamLane) -> grpc.aio.Channel:
         if lane not in self._channels:

@@ -21,6 +21,9 @@ from arborist.v1 import target_pb2_grpc as pb_grpc
 
 MODEL = ModelInfo("scripted", "digest", 64, 4, 1, 512, 1, "float32", (1,))
 
+UNKNOWN_CALL = -1
+"""`known_tokens` of a worker that knows no FindPrefix."""
+
 Answer = Callable[[pb.TargetCommand], Awaitable[list[pb.TargetResult]]]
 
 
@@ -42,6 +45,7 @@ class ScriptedTarget(pb_grpc.TargetServiceServicer):
     worker_id: str = "w1"
     draining: bool = False
     silent_info: bool = False
+    known_tokens: int | None = 0
     frames: dict[StreamLane, list[list[pb.TargetCommand]]] = field(default_factory=dict)
     peers: dict[StreamLane, str] = field(default_factory=dict)
     attaches: int = 0
@@ -55,8 +59,12 @@ class ScriptedTarget(pb_grpc.TargetServiceServicer):
         return pb.TargetServiceGetInfoResponse(info=wire.worker_info_to_pb(info))
 
     async def FindPrefix(self, request, context):  # noqa: N802 - protobuf's name
-        """Knows nothing."""
-        return pb.TargetServiceFindPrefixResponse()
+        """Says what it knows, or nothing at all."""
+        if self.known_tokens is None:
+            await asyncio.sleep(60)
+        if self.known_tokens == UNKNOWN_CALL:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED)
+        return pb.TargetServiceFindPrefixResponse(known_tokens=self.known_tokens)
 
     async def Drain(self, request, context):  # noqa: N802 - protobuf's name
         """No controller asks for this."""

@@ -31,7 +31,7 @@ _WEIGHT = 0.1
 # Rounds of every session after a change between drafting and not, until times count again.
 _SETTLING_ROUNDS = 2
 # Rounds of every session that such a change is held for at least.
-_HOLDING_ROUNDS = 24
+_HOLDING_ROUNDS = 8
 # What was learned of the kind of round that is not in use fades by so much a round.
 _FADING = 0.002
 # Taken for what lies between forwards until it was seen, per session and round.

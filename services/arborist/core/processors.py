@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from arborist.core.errors import InvalidArgumentError
+from arborist.core.grammar import Grammar, Matcher, mask_logits
 from arborist.core.sampling import SamplingParams
 from arborist.core.token_history import TokenCounts, TokenHistory
 
@@ -22,7 +23,11 @@ class LogitProcessors:
     """The processors of one session, and the tokens they look at."""
 
     def __init__(
-        self, params: SamplingParams, prompt_length: int, end_token_ids: Sequence[int]
+        self,
+        params: SamplingParams,
+        prompt_length: int,
+        end_token_ids: Sequence[int],
+        matcher: Matcher | None = None,
     ) -> None:
         """Starts before the prompt.
 
@@ -30,27 +35,32 @@ class LogitProcessors:
             params: Of the session.
             prompt_length: Tokens of the prompt; 0 = not known.
             end_token_ids: Tokens that min_tokens holds back.
+            matcher: Grammar of the output, at its start; None = none.
         Raises:
             InvalidArgumentError: The prompt's length is not known, and it matters.
         """
-        if prompt_length < 1 and (params.penalized or params.min_tokens):
+        if prompt_length < 1 and (params.penalized or params.min_tokens or matcher is not None):
             raise InvalidArgumentError(
-                "prompt_length", prompt_length, "at least 1 with penalties or min_tokens"
+                "prompt_length", prompt_length, "at least 1 with penalties, min_tokens or a grammar"
             )
         self._params = params
         self._prompt_length = prompt_length
         self._end_token_ids = list(end_token_ids)
         self._history = TokenHistory(prompt_length) if params.penalized else None
+        self._grammar = None if matcher is None else Grammar(matcher, prompt_length)
 
     @property
     def num_tokens(self) -> int | None:
         """Returns the tokens appended; None where nothing looks at them."""
-        return None if self._history is None else len(self._history)
+        counted = self._history if self._history is not None else self._grammar
+        return None if counted is None else len(counted)
 
     def append(self, tokens: Sequence[int]) -> None:
         """Adds tokens whose KV is committed: of the prompt, or a root and what was accepted."""
         if self._history is not None:
             self._history.append(tokens)
+        if self._grammar is not None:
+            self._grammar.append(tokens)
 
     def apply(
         self, logits: Tensor, paths: Sequence[Sequence[int]], positions: Sequence[int]
@@ -63,13 +73,18 @@ class LogitProcessors:
             positions: Absolute index of the token drawn at each row.
         Returns:
             float32, shape (rows, vocab); the logits themselves when nothing applies any more.
+        Raises:
+            SessionFailedError: The grammar broke down.
         """
         params = self._params
         early = self._early_rows(positions)
-        if not (params.logit_bias or params.penalized or early):
+        if not (params.logit_bias or params.penalized or early) and self._grammar is None:
             return logits
         scores = logits.to(torch.float32, copy=True)  # [R, V]
-        # A grammar's mask comes first, here: no bias lifts a token it forbids.
+        if self._grammar is not None:
+            # First of all: no bias lifts a token it forbids.
+            mask_logits(scores, self._grammar.masks(paths))
+            early = going_on(scores, early, self._end_token_ids)
         if params.logit_bias:
             add_bias(scores, params.logit_bias)
         if self._history is not None:
@@ -87,12 +102,15 @@ class LogitProcessors:
 
 
 def make_processors(
-    params: SamplingParams, prompt_length: int, end_token_ids: Sequence[int]
+    params: SamplingParams,
+    prompt_length: int,
+    end_token_ids: Sequence[int],
+    matcher: Matcher | None = None,
 ) -> LogitProcessors | None:
     """Returns a session's processors; None when all of them are off and cost nothing."""
-    if not (params.logit_bias or params.penalized or params.min_tokens):
+    if matcher is None and not (params.logit_bias or params.penalized or params.min_tokens):
         return None
-    return LogitProcessors(params, prompt_length, end_token_ids)
+    return LogitProcessors(params, prompt_length, end_token_ids, matcher)
 
 
 def add_bias(scores: Tensor, bias: Sequence[tuple[int, float]]) -> None:
@@ -130,6 +148,24 @@ def penalize(scores: Tensor, counts: TokenCounts, params: SamplingParams) -> Non
         chosen = chosen - (number > 0) * params.presence_penalty
         chosen = chosen - number * params.frequency_penalty
     scores[:, ids] = chosen
+
+
+def going_on(scores: Tensor, rows: Sequence[int], end_token_ids: Sequence[int]) -> list[int]:
+    """Returns the rows at which something else than the output's end may come.
+
+    Where a grammar has come to its end only end tokens are left, and min_tokens must not take them.
+
+    Args:
+        scores: float32, shape (rows, vocab), masked.
+        rows: Rows to look at.
+        end_token_ids: Tokens that end the output.
+    """
+    if not rows:
+        return []
+    at = torch.tensor(rows, device=scores.device)
+    left = scores[at].isfinite()  # [r, V]
+    left[:, torch.tensor(end_token_ids, device=scores.device)] = False
+    return [row for row, more in zip(rows, left.any(dim=-1).tolist(), strict=True) if more]
 
 
 def hold_back(scores: Tensor, rows: Sequence[int], token_ids: Sequence[int]) -> None:

@@ -1,0 +1,137 @@
+"""Constrained output: which tokens may be drawn at each node of a tree, along the node's own path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from arborist.core.errors import SessionFailedError
+
+MAX_SCHEMA_BYTES = 65_536
+"""Longest JSON schema, in UTF-8 bytes."""
+_ALL_BITS = 0xFF
+
+
+class Matcher(Protocol):
+    """A compiled grammar and where in it an output stands; llguidance's LLMatcher is one."""
+
+    def try_consume_tokens(self, tokens: list[int]) -> int:
+        """Takes tokens up to the first one the grammar forbids; returns how many."""
+        ...
+
+    def rollback(self, num_tokens: int) -> bool:
+        """Gives back the last tokens taken."""
+        ...
+
+    def compute_bitmask(self) -> bytes:
+        """Returns one bit per token id, lowest first: whether it may come next."""
+        ...
+
+    def get_error(self) -> str:
+        """Returns why the matcher broke down; empty = it did not."""
+        ...
+
+
+class Grammar:
+    """The grammar of one session: a function of prompt length and committed tokens alone."""
+
+    def __init__(self, matcher: Matcher, prompt_length: int) -> None:
+        """Starts before the prompt.
+
+        Args:
+            matcher: At the start of an output; the session's own from now on.
+            prompt_length: Tokens appended first that are prompt; the grammar does not see them.
+        """
+        self._matcher = matcher
+        self._prompt_length = prompt_length
+        self._length = 0
+        self._broken = ""
+
+    def __len__(self) -> int:
+        """Returns the tokens appended."""
+        return self._length
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Adds committed tokens; what the grammar forbids ends the session at its next mask."""
+        output = self._output_of(tokens)
+        if self._matcher.try_consume_tokens(output) < len(output):
+            self._broken = "a committed token is none that it allows"
+        self._length += len(tokens)
+
+    def masks(self, paths: Sequence[Sequence[int]]) -> npt.NDArray[np.uint8]:
+        """Returns what may be drawn behind each path; the grammar stays where it is.
+
+        Args:
+            paths: Per row the tokens behind those appended, oldest first.
+        Returns:
+            Shape (rows, bytes); bit v of a row, lowest first, says whether token v may be drawn.
+            All bits are set in rows that no output reaches, because their paths are forbidden.
+        Raises:
+            SessionFailedError: The matcher broke down, say at a limit of its own.
+        """
+        outputs = [self._output_of(path) for path in paths]
+        masks: list[bytes | None] = [None] * len(paths)
+        taken: list[int] = []
+        # In the order of a walk down the tree, each node next to its parent.
+        for row in sorted(range(len(paths)), key=outputs.__getitem__):
+            path = outputs[row]
+            common = _common_length(taken, path)
+            if common < len(taken):
+                self._matcher.rollback(len(taken) - common)
+                del taken[common:]
+            count = self._matcher.try_consume_tokens(path[common:])
+            taken += path[common : common + count]
+            if len(taken) == len(path):
+                masks[row] = self._matcher.compute_bitmask()
+        if taken:
+            self._matcher.rollback(len(taken))
+        if reason := self._broken or self._matcher.get_error():
+            raise SessionFailedError(f"the grammar failed: {one_line(reason)}")
+        return _as_rows(masks)
+
+    def _output_of(self, tokens: Sequence[int]) -> list[int]:
+        """Returns the part of what follows the appended tokens that is output."""
+        return list(tokens[max(self._prompt_length - self._length, 0) :])
+
+
+def mask_logits(scores: Tensor, masks: npt.NDArray[np.uint8]) -> None:
+    """Excludes the tokens that masks forbid, in place.
+
+    Args:
+        scores: float, shape (rows, vocab).
+        masks: Of the same rows, as `Grammar.masks` returns them, at least vocab bits wide.
+    """
+    rows, vocab_size = scores.shape
+    packed = torch.from_numpy(masks).to(scores.device)  # [R, B]
+    shifts = torch.arange(8, dtype=torch.uint8, device=scores.device)
+    bits = (packed[:, :, None] >> shifts) & 1  # [R, B, 8]
+    scores.masked_fill_(bits.view(rows, -1)[:, :vocab_size] == 0, -math.inf)
+
+
+def one_line(reason: str, longest: int = 200) -> str:
+    """Returns another library's words as they may stand in a one-line message."""
+    shown = " ".join(reason.split()).encode("unicode_escape").decode("ascii")
+    return shown if len(shown) <= longest else f"{shown[:longest]}…"
+
+
+def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    for index, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return index
+    return min(len(one), len(other))
+
+
+def _as_rows(masks: Sequence[bytes | None]) -> npt.NDArray[np.uint8]:
+    """Returns masks as rows; at least one is there, because the shortest path is committed."""
+    width = next((len(mask) for mask in masks if mask is not None), 0)
+    rows = np.full((len(masks), width), _ALL_BITS, dtype=np.uint8)  # [R, B]
+    for row, mask in enumerate(masks):
+        if mask is not None:
+            rows[row] = np.frombuffer(mask, dtype=np.uint8)
+    return rows

@@ -57,6 +57,12 @@ def generate(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Do not end at end-of-sequence tokens.")
     ] = False,
+    json_schema: Annotated[
+        Path | None, typer.Option(help="File with a JSON schema that the output must fit.")
+    ] = None,
+    json_object: Annotated[
+        bool, typer.Option("--json-object", help="The output must be a JSON object.")
+    ] = False,
     temperature: Annotated[
         float | None, typer.Option(help="0 = greedy (default), to 100.", rich_help_panel=_SAMPLING)
     ] = None,
@@ -155,6 +161,8 @@ def generate(
             "stop": tuple(stop or ()),
             "speculation": drafting,
             "ignore_eos": ignore_eos,
+            "json_schema": None if json_schema is None else _read_schema(json_schema),
+            "json_object": json_object,
         },
     )
     if local:
@@ -223,6 +231,14 @@ def _one_prompt(text: str | None, ids: str | None, chat: str | None) -> Prompt:
         return [int(one) for one in (ids or "").split(",") if one.strip()]
     except ValueError:
         raise typer.BadParameter("--prompt-ids: must be integers with commas: 1,2,3") from None
+
+
+def _read_schema(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise typer.BadParameter(f"--json-schema: cannot read {path}: {reason}") from None
 
 
 def _refuse(mode: str, flags: dict[str, object]) -> None:

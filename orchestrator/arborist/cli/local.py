@@ -106,6 +106,7 @@ class LocalModel:
 
         from arborist.draft.any_draft import load_any_draft
         from arborist.target.engine import load_target
+        from arborist.target.grammar_compiler import GrammarLimits
 
         disable_progress_bar()
         target, draft = config.target, config.draft
@@ -116,6 +117,7 @@ class LocalModel:
             kv_capacity_tokens=target.kv_capacity_tokens,
             revision=target.revision,
             name=target.served_name(),
+            grammar_limits=GrammarLimits(target.grammar_compile_s, target.grammar_compile_bytes),
         )
         draft_engine = None
         if speculation:

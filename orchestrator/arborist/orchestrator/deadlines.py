@@ -19,6 +19,7 @@ class DeadlinePolicy:
         target_floor_s: Least time a Verify gets.
         prefill_s_per_token: Time per prompt token, on top of the target's floor.
         open_s: Time to open a session at a target.
+        schema_open_s: The same where a schema is to be compiled first, perhaps behind others.
         draft_open_s: Time to open a session at a draft; nothing is lost by going on without one.
         draft_factor: Times the running median of the row bucket.
         target_factor: Times the running median of the row bucket.
@@ -28,6 +29,7 @@ class DeadlinePolicy:
     target_floor_s: float = 1.0
     prefill_s_per_token: float = 0.05
     open_s: float = 5.0
+    schema_open_s: float = 40.0
     draft_open_s: float = 1.0
     draft_factor: float = 4.0
     target_factor: float = 8.0
@@ -42,10 +44,13 @@ class Deadlines:
         self._count: dict[tuple[str, int], int] = {}
         self._median: dict[tuple[str, int], float] = {}
 
-    @property
-    def open_s(self) -> float:
-        """Returns the deadline of Open at a target, in seconds."""
-        return self._policy.open_s
+    def open_s(self, *, compiles: bool = False) -> float:
+        """Returns the deadline of Open at a target, in seconds.
+
+        Args:
+            compiles: Whether the target compiles a schema first.
+        """
+        return self._policy.schema_open_s if compiles else self._policy.open_s
 
     @property
     def draft_open_s(self) -> float:

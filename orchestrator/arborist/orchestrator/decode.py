@@ -526,7 +526,7 @@ class Decoder:
             self._session.session_id,
             self._target_epoch,
             self._target_request(draft, self._prefix(known)),
-            self._deadlines.open_s,
+            self._deadlines.open_s(compiles=self._session.json_schema is not None),
         )
         self._target_digest = target.info.digest
         return target, draft
@@ -549,6 +549,7 @@ class Decoder:
             prompt_length=len(session.prompt),
             end_token_ids=tuple(sorted(held_back)) if session.sampling.min_tokens else (),
             prefix=prefix,
+            json_schema=session.json_schema,
         )
 
     async def _live_target(self, timer: PhaseTimer) -> TargetLink:

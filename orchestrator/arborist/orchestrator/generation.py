@@ -52,6 +52,7 @@ class GenerationRequest:
         stop_token_ids: Further tokens that end the output.
         num_logprobs: Most probable tokens listed with every token's raw log-probs, in [0, 20];
             None = no log-probs.
+        json_schema: JSON schema that the output must fit, as text; None = free.
         traceparent: W3C trace context of the caller; empty = a new trace.
         client_key: Whose request it is, never a secret itself: what bounds per client count, and
             whose earlier requests it may take computed prompt tokens over from.
@@ -66,6 +67,7 @@ class GenerationRequest:
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None
+    json_schema: str | None = None
     traceparent: str = ""
     client_key: str = ""
 
@@ -85,6 +87,7 @@ class GenerationRequest:
             stop_token_ids=frozenset(self.stop_token_ids),
             num_logprobs=self.num_logprobs,
             tenant=self.client_key,
+            json_schema=self.json_schema,
         )
 
 

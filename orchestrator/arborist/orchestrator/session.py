@@ -32,6 +32,7 @@ class Session:
         num_logprobs: Most probable tokens listed with every token's log-probs; None = no log-probs.
         tenant: Whose it is: what was computed is shared with the tenant's other sessions; None =
             with none.
+        json_schema: JSON schema that the output must fit, as text; None = free.
         output: Committed tokens after the prompt.
         finish_reason: Set once, when nothing more may be committed.
     """
@@ -44,6 +45,7 @@ class Session:
     stop_token_ids: frozenset[int] = frozenset()
     num_logprobs: int | None = None
     tenant: str | None = None
+    json_schema: str | None = None
     output: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 

@@ -14,7 +14,7 @@ from arborist.client.completion import (
     Timing,
     TokenLogprob,
 )
-from arborist.client.prompt import Message, Prompt, Speculation
+from arborist.client.prompt import JsonSchema, Message, Prompt, Speculation
 
 __all__ = [
     "AsyncClient",
@@ -22,6 +22,7 @@ __all__ = [
     "Client",
     "Completion",
     "GenerationStream",
+    "JsonSchema",
     "Message",
     "ModelCard",
     "OutputLogprobs",

@@ -12,7 +12,7 @@ from arborist.client.call import DEFAULT_ADDRESS, call_metadata, channel_options
 from arborist.client.completion import Completion, ModelCard, RoundEvent, Started, Summary
 from arborist.client.generation_wire import read_models, write_request
 from arborist.client.progress import Progress
-from arborist.client.prompt import Prompt, Speculation
+from arborist.client.prompt import JsonSchema, Prompt, Speculation
 from arborist.v1 import generation_pb2 as pb
 from arborist.v1 import generation_pb2_grpc as pb_grpc
 
@@ -176,6 +176,8 @@ class Client:
         speculation: Speculation | None = None,
         model: str = "",
         ignore_eos: bool = False,
+        json_schema: JsonSchema | None = None,
+        json_object: bool = False,
         timeout_s: float | None = None,
         traceparent: str | None = None,
     ) -> GenerationStream:
@@ -201,6 +203,9 @@ class Client:
             speculation: Drafting; None = the server's default. Never changes the output.
             model: Served name; empty = the only one.
             ignore_eos: Do not end at end-of-sequence tokens.
+            json_schema: The output is JSON that fits this schema; when `max_tokens` or `stop` cut
+                it, the beginning of it.
+            json_object: The output is any JSON object, or the beginning of one.
             timeout_s: Seconds until the call fails with DeadlineError; None = no limit.
             traceparent: W3C trace context of the caller's span.
         Returns:
@@ -227,6 +232,8 @@ class Client:
             logprobs=logprobs,
             speculation=speculation,
             ignore_eos=ignore_eos,
+            json_schema=json_schema,
+            json_object=json_object,
         )
         call = self._stub.Generate(request, timeout=timeout_s, metadata=call_metadata(traceparent))
         return GenerationStream(call, self._address)
@@ -252,6 +259,8 @@ class Client:
         speculation: Speculation | None = None,
         model: str = "",
         ignore_eos: bool = False,
+        json_schema: JsonSchema | None = None,
+        json_object: bool = False,
         timeout_s: float | None = None,
         traceparent: str | None = None,
     ) -> Completion:
@@ -279,6 +288,8 @@ class Client:
             speculation=speculation,
             model=model,
             ignore_eos=ignore_eos,
+            json_schema=json_schema,
+            json_object=json_object,
             timeout_s=timeout_s,
             traceparent=traceparent,
         ) as stream:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, MutableMapping, Sequence
 
 from arborist.client.completion import (
@@ -16,7 +17,7 @@ from arborist.client.completion import (
     Timing,
     TokenLogprob,
 )
-from arborist.client.prompt import Message, Prompt, Speculation
+from arborist.client.prompt import JsonSchema, Message, Prompt, Speculation
 from arborist.core.errors import ArboristError, InvalidArgumentError
 from arborist.v1 import generation_pb2 as pb
 
@@ -35,6 +36,7 @@ _CARRIED = {
     "adaptive": _SWITCH,
     "frequency_penalty": _NUMBER,
     "ignore_eos": _SWITCH,
+    "json_schema": _TEXT,
     "logit_bias": "a number for a 32-bit token id",
     "min_p": _NUMBER,
     "model": _TEXT,
@@ -70,6 +72,8 @@ def write_request(
     min_tokens: int | None = None,
     stop_token_ids: Sequence[int] = (),
     logprobs: int | None = None,
+    json_schema: JsonSchema | None = None,
+    json_object: bool = False,
 ) -> pb.GenerateRequest:
     """Returns the message of a request; the server checks the values.
 
@@ -101,6 +105,7 @@ def write_request(
         for name in ("enabled", "depth", "top_k", "num_draft_tokens", "policy", "adaptive"):
             _set(message.speculation, name, getattr(speculation, name), prefix="speculation.")
     _set(message, "ignore_eos", ignore_eos)
+    _write_format(message.response_format, json_schema, json_object)
     return message
 
 
@@ -196,6 +201,27 @@ def _write_prompt(message: pb.GenerateRequest, prompt: Prompt) -> None:
         return
     message.token_ids.SetInParent()
     _extend(message.token_ids.ids, prompt, "token_ids")
+
+
+def _write_format(
+    message: pb.ResponseFormat, json_schema: JsonSchema | None, json_object: bool
+) -> None:
+    if json_object:
+        if json_schema is not None:
+            raise InvalidArgumentError("json_object", "true", "false with json_schema")
+        message.json_object.SetInParent()
+    elif json_schema is not None:
+        _set(message, "json_schema", _schema_text(json_schema))
+
+
+def _schema_text(schema: JsonSchema) -> str:
+    if isinstance(schema, str):
+        return schema
+    try:
+        return json.dumps(schema, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        kind = type(schema).__name__
+        raise InvalidArgumentError("json_schema", kind, "what JSON can carry") from None
 
 
 def _set(message: object, name: str, value: object, *, prefix: str = "", field: str = "") -> None:

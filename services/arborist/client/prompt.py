@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -22,6 +22,10 @@ class Message:
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 """Text, token ids, or messages to render with the model's chat template."""
+
+
+JsonSchema: TypeAlias = Mapping[str, object] | str
+"""A JSON schema, as an object or as JSON text."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from arborist.core.policy_settings import (
     DraftCalls,
     PolicyName,
 )
+from arborist.core.schema_text import MAX_SCHEMA_BYTES
 from arborist.core.shape import MAX_DEPTH, MAX_NUM_DRAFT_TOKENS, MAX_TOP_K, TreeShape
 
 ENV_PREFIX = "ARBORIST_"
@@ -144,6 +145,18 @@ class TargetWorkerConfig(WorkerConfig):
     )
     feature_retention_tokens: int = Field(
         default=1024, ge=1, le=1 << 20, description="Newest positions kept by last_n, in tokens."
+    )
+    grammar_compile_s: float = Field(
+        default=0.5,
+        gt=0,
+        le=10,
+        description="Processor time that compiling a JSON schema may take, in seconds.",
+    )
+    grammar_compile_bytes: int = Field(
+        default=256 << 20,
+        ge=1 << 20,
+        le=1 << 34,
+        description="Memory that compiling a JSON schema may take, in bytes.",
     )
 
 
@@ -354,6 +367,15 @@ class ControllerConfig(Section):
         le=86_400,
         description="Seconds for an HTTP body to arrive, and for a client to take each part of "
         "its answer; after that the request is ended.",
+    )
+    max_schema_bytes: int = Field(
+        default=MAX_SCHEMA_BYTES,
+        ge=1,
+        le=MAX_SCHEMA_BYTES,
+        description="Longest JSON schema, in UTF-8 bytes.",
+    )
+    max_schema_depth: int = Field(
+        default=64, ge=1, le=100, description="Deepest nesting of a JSON schema, in brackets."
     )
     stop_grace_s: float = Field(
         default=5.0,

@@ -35,8 +35,9 @@ from arborist.core.engine import (
     Verify,
     VerifyResult,
 )
-from arborist.core.errors import ArboristError, InvalidArgumentError, UnimplementedError
+from arborist.core.errors import ArboristError, InvalidArgumentError
 from arborist.core.logprobs import MAX_LOGPROBS, TokenLogprobs
+from arborist.core.schema_text import MAX_SCHEMA_BYTES
 from arborist.core.shape import MAX_NUM_DRAFT_TOKENS
 from arborist.core.stamp import Stamp
 from arborist.core.tensor import RawTensor
@@ -70,6 +71,11 @@ def open_command(
             prompt_length=request.prompt_length,
             end_token_ids=request.end_token_ids,
             prefix=None if request.prefix is None else wire.prefix_to_pb(request.prefix),
+            grammar=(
+                None
+                if request.json_schema is None
+                else common_pb2.Grammar(json_schema=request.json_schema)
+            ),
         ),
     )
 
@@ -268,7 +274,6 @@ def target_command(
         The command; what depends on model or session is still unchecked.
     Raises:
         InvalidArgumentError: A field is out of bounds.
-        UnimplementedError: A reserved part is asked for.
     """
     session = (controller_id, wire.check_id("session_id", message.session_id))
     match message.WhichOneof("command"):
@@ -350,8 +355,6 @@ def _num_logprobs(message: pb.Prefill | pb.Verify) -> int | None:
 
 
 def _open(message: pb.TargetOpen) -> OpenSession[TargetOpen]:
-    if message.HasField("grammar"):
-        raise UnimplementedError("grammar is reserved", metadata={"field": "grammar"})
     if message.epoch < 1:
         raise InvalidArgumentError("open.epoch", message.epoch, ">= 1")
     if message.max_length < 1:
@@ -379,8 +382,18 @@ def _open(message: pb.TargetOpen) -> OpenSession[TargetOpen]:
         prompt_length=message.prompt_length,
         end_token_ids=tuple(wire.tokens_from_pb("open.end_token_ids", message.end_token_ids)),
         prefix=wire.prefix_from_pb(message.prefix) if message.HasField("prefix") else None,
+        json_schema=_schema(message.grammar) if message.HasField("grammar") else None,
     )
     return OpenSession(message.epoch, request)
+
+
+def _schema(message: common_pb2.Grammar) -> str:
+    size = len(message.json_schema.encode())
+    if not 1 <= size <= MAX_SCHEMA_BYTES:
+        raise InvalidArgumentError(
+            "open.grammar.json_schema", f"{size} bytes", f"1..{MAX_SCHEMA_BYTES} bytes"
+        )
+    return message.json_schema
 
 
 # --- worker: results ------------------------------------------------------------------------------

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +24,7 @@ from arborist.common.command import (
     RunWork,
 )
 from arborist.common.compute_thread import ComputeThread
+from arborist.common.errors import internal_error
 from arborist.common.forward_costs import ForwardCosts
 from arborist.common.job import Answerable, Job
 from arborist.common.job_spans import record_spans
@@ -46,6 +49,8 @@ from arborist.core.prefix import Prefix
 OpenT = TypeVar("OpenT")
 WorkT = TypeVar("WorkT")
 ValueT = TypeVar("ValueT")
+
+_log = logging.getLogger(__name__)
 
 # Forwards whose rows are alike: a node each, with logits.
 _COSTED_KINDS = {"verify", "extend", "expand"}
@@ -87,6 +92,7 @@ class Worker(Generic[OpenT, WorkT]):
         version: str,
         spans: SpanSink,
         metrics: WorkerMetrics,
+        preparation: Callable[[OpenT], Callable[[], None] | None] = lambda _: None,
     ) -> None:
         """Makes a worker; `start` starts its compute thread.
 
@@ -99,6 +105,8 @@ class Worker(Generic[OpenT, WorkT]):
             version: Version of the software, for `info`.
             spans: Takes one span per traced forward command.
             metrics: Takes the numbers.
+            preparation: Returns what is to run before an Open, in a thread beside the compute
+                thread, because it may take long; None = nothing.
         """
         self.worker_id = secrets.token_hex(16)
         self.limits = limits
@@ -117,6 +125,10 @@ class Worker(Generic[OpenT, WorkT]):
         self._finder = engine if isinstance(engine, FindsPrefixes) else None
         self._num_queued = 0
         self._num_queued_rows = 0
+        self._preparation = preparation
+        self._preparing: set[asyncio.Task[None]] = set()
+        # One thread, so that however many wait, running sessions keep the other cores.
+        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._loop = asyncio.get_running_loop()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -184,6 +196,9 @@ class Worker(Generic[OpenT, WorkT]):
                 controller.grace.cancel()
             for stream in list(controller.streams.values()):
                 stream.end(UnavailableError("the worker stops"))
+        for task in self._preparing:
+            task.cancel()
+        self._preparer.shutdown(wait=False, cancel_futures=True)
         self._compute.stop()
         await asyncio.to_thread(self._compute.join, timeout_s)
 
@@ -296,13 +311,36 @@ class Worker(Generic[OpenT, WorkT]):
                 refused.answer = error
                 stream.answer(command.command_id, refused)
                 continue
-            if job is not None:
+            if job is None:
+                continue
+            self._num_queued += 1
+            self._num_queued_rows += job.num_tokens > 0
+            body = command.body
+            work = self._preparation(body.request) if isinstance(body, OpenSession) else None
+            if work is None:
                 jobs.append(job)
-                self._num_queued += 1
-                self._num_queued_rows += job.num_tokens > 0
+            else:
+                task = self._loop.create_task(self._prepare(job, work), name="prepare")
+                self._preparing.add(task)
+                task.add_done_callback(self._preparing.discard)
         if jobs:
             self._compute.put(jobs)
             self._metrics.set_queued_rows(self._num_queued_rows)
+
+    async def _prepare(self, job: Job, work: Callable[[], None]) -> None:
+        """Runs what an Open needs first; what it raises is the Open's answer."""
+        try:
+            if not job.dropped:
+                await self._loop.run_in_executor(self._preparer, work)
+        except ArboristError as error:
+            job.answer = error
+        except Exception:  # noqa: BLE001 - it is this session's alone
+            job.answer = internal_error()
+            _log.exception("%s", job.answer.message)
+        if job.answer is None:
+            self._compute.put([job])
+        else:
+            self._deliver([job])
 
     def _accept(self, stream: Answerable, command: Command[OpenT, WorkT]) -> Job | None:
         """Returns a new job to run, or None when an earlier one answers the command."""

@@ -47,9 +47,10 @@ class TargetOpen:
         max_length: Longest committed sequence in tokens.
         max_draft_tokens: Most drafted nodes of one Verify.
         prompt_length: Tokens of the prompt: what is prefilled behind them is output. Penalties and
-            min_tokens need it; otherwise it may be 0.
+            min_tokens and a schema need it; otherwise it may be 0.
         end_token_ids: Tokens that end the output; min_tokens holds them back.
         prefix: What may be taken over from earlier sessions; None = the session shares nothing.
+        json_schema: JSON schema that the output must fit, as text; None = free.
     """
 
     sampling: SamplingParams
@@ -59,6 +60,7 @@ class TargetOpen:
     prompt_length: int = 0
     end_token_ids: tuple[int, ...] = ()
     prefix: Prefix | None = None
+    json_schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,14 @@ class TargetEngine(Protocol):
         """Returns KV positions reserved by sessions."""
         ...
 
+    def prepare(self, request: TargetOpen) -> None:
+        """Does what may take long before `open`, in any thread: compiles a schema.
+
+        Raises:
+            InvalidArgumentError: The schema cannot be compiled.
+        """
+        ...
+
     def open(self, session: SessionKey, request: TargetOpen) -> int:
         """Reserves KV; opening an open session drops its old state.
 
@@ -167,7 +177,8 @@ class TargetEngine(Protocol):
             Positions reserved, in tokens.
         Raises:
             ResourceExhaustedError: It does not fit now.
-            InvalidArgumentError: max_length over the context, or unknown feature layers.
+            InvalidArgumentError: max_length over the context, unknown feature layers, or a schema
+                that cannot be compiled.
         """
         ...
 

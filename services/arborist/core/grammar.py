@@ -1,4 +1,4 @@
-"""Constrained output: which tokens may be drawn at each node of a tree, along the node's own path."""
+"""Constrained output: which tokens may be drawn at each node of a tree, along its own path."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from torch import Tensor
 
 from arborist.core.errors import SessionFailedError
 
-MAX_SCHEMA_BYTES = 65_536
-"""Longest JSON schema, in UTF-8 bytes."""
 _ALL_BITS = 0xFF
 
 
@@ -77,20 +75,11 @@ class Grammar:
         """
         outputs = [self._output_of(path) for path in paths]
         masks: list[bytes | None] = [None] * len(paths)
-        taken: list[int] = []
+        walk = _Walk(self._matcher)
         # In the order of a walk down the tree, each node next to its parent.
         for row in sorted(range(len(paths)), key=outputs.__getitem__):
-            path = outputs[row]
-            common = _common_length(taken, path)
-            if common < len(taken):
-                self._matcher.rollback(len(taken) - common)
-                del taken[common:]
-            count = self._matcher.try_consume_tokens(path[common:])
-            taken += path[common : common + count]
-            if len(taken) == len(path):
-                masks[row] = self._matcher.compute_bitmask()
-        if taken:
-            self._matcher.rollback(len(taken))
+            masks[row] = walk.mask(outputs[row])
+        walk.back()
         if reason := self._broken or self._matcher.get_error():
             raise SessionFailedError(f"the grammar failed: {one_line(reason)}")
         return _as_rows(masks)
@@ -98,6 +87,40 @@ class Grammar:
     def _output_of(self, tokens: Sequence[int]) -> list[int]:
         """Returns the part of what follows the appended tokens that is output."""
         return list(tokens[max(self._prompt_length - self._length, 0) :])
+
+
+class _Walk:
+    """Moves a matcher from path to path and asks it there."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        self._matcher = matcher
+        self._path: list[int] = []
+        self._masks: list[bytes | None] = [None]  # Behind each prefix of the path, where asked.
+
+    def mask(self, path: list[int]) -> bytes | None:
+        """Goes to a path; returns its mask, or None when no output gets there."""
+        common = self.back(path)
+        if common < len(path):
+            # Most drafted tokens are told apart by their parent's mask, which is there already.
+            above = self._masks[common]
+            if above is not None and not _allows(above, path[common]):
+                return None
+            count = self._matcher.try_consume_tokens(path[common:])
+            self._path += path[common : common + count]
+            self._masks += [None] * count
+            if len(self._path) < len(path):
+                return None
+        if self._masks[-1] is None:
+            self._masks[-1] = self._matcher.compute_bitmask()
+        return self._masks[-1]
+
+    def back(self, path: Sequence[int] = ()) -> int:
+        """Goes back to what a path has in common with the place; returns its length."""
+        common = _common_length(self._path, path)
+        if common < len(self._path):
+            self._matcher.rollback(len(self._path) - common)
+            del self._path[common:], self._masks[common + 1 :]
+        return common
 
 
 def mask_logits(scores: Tensor, masks: npt.NDArray[np.uint8]) -> None:
@@ -116,8 +139,16 @@ def mask_logits(scores: Tensor, masks: npt.NDArray[np.uint8]) -> None:
 
 def one_line(reason: str, longest: int = 200) -> str:
     """Returns another library's words as they may stand in a one-line message."""
-    shown = " ".join(reason.split()).encode("unicode_escape").decode("ascii")
+    shown = (
+        " ".join(reason.replace("<non-verbose/>", "").split())
+        .encode("unicode_escape")
+        .decode("ascii")
+    )
     return shown if len(shown) <= longest else f"{shown[:longest]}…"
+
+
+def _allows(mask: bytes, token: int) -> bool:
+    return bool(mask[token >> 3] >> (token & 7) & 1)
 
 
 def _common_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -30,6 +30,7 @@ class TargetRole:
     def load(self, config: ArboristConfig) -> Any:
         """Loads the model; blocks."""
         from arborist.target.engine import load_target
+        from arborist.target.grammar_compiler import GrammarLimits
 
         settings = config.target
         retention = settings.feature_retention
@@ -44,6 +45,9 @@ class TargetRole:
             prefix_cache_tokens=settings.prefix_cache_tokens,
             revision=settings.revision,
             name=settings.served_name(),
+            grammar_limits=GrammarLimits(
+                settings.grammar_compile_s, settings.grammar_compile_bytes
+            ),
         )
 
     def rehearse(self, engine: Any, rows: int) -> float | None:

@@ -37,6 +37,7 @@ from arborist.core.processors import LogitProcessors, make_processors
 from arborist.core.sampling import SamplingParams, draw_tokens
 from arborist.core.shape import MAX_NUM_DRAFT_TOKENS
 from arborist.core.tree import check_tree, node_paths
+from arborist.target.grammar_compiler import FIELD, GrammarCompiler, GrammarLimits
 from arborist.target.kv import RETRY_AFTER_MS, FeatureRetention, KvPool
 from arborist.target.prefix_cache import PrefixCache
 
@@ -97,7 +98,11 @@ class HfTargetEngine:
     """
 
     def __init__(
-        self, model: CausalModel, pool: KvPool, prefixes: PrefixCache | None = None
+        self,
+        model: CausalModel,
+        pool: KvPool,
+        prefixes: PrefixCache | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
         """Joins a model and its memory.
 
@@ -105,10 +110,12 @@ class HfTargetEngine:
             model: The model.
             pool: KV and features of its layout.
             prefixes: What ended sessions leave to those that begin alike; None = nothing.
+            grammars: Compiles schemas for it; None = outputs cannot be constrained.
         """
         self._model = model
         self._pool = pool
         self._prefixes = prefixes
+        self._grammars = grammars
         self._sessions: dict[SessionKey, _Session] = {}
 
     @property
@@ -126,6 +133,18 @@ class HfTargetEngine:
         """Returns KV positions reserved by sessions."""
         return self._pool.reserved
 
+    def prepare(self, request: TargetOpen) -> None:
+        """Compiles the schema of a request, so that `open` finds it; any thread may call it.
+
+        Args:
+            request: What a session will be opened with.
+        Raises:
+            InvalidArgumentError: There is a schema, and it cannot be compiled.
+            MismatchError: The target's tokenizer cannot be used.
+        """
+        if request.json_schema is not None:
+            self._require_grammars().compile(request.json_schema)
+
     def open(self, session: SessionKey, request: TargetOpen) -> int:
         """Reserves KV; opening an open session drops its old state.
 
@@ -136,7 +155,8 @@ class HfTargetEngine:
             Positions reserved, in tokens: max_length + max_draft_tokens + 1.
         Raises:
             ResourceExhaustedError: It does not fit now; an old state is dropped all the same.
-            InvalidArgumentError: A bound is out of range, unknown feature layers or token ids.
+            InvalidArgumentError: A bound is out of range, unknown feature layers or token ids, or a
+                schema that cannot be compiled.
         """
         context = self.info.context_length
         if not 1 <= request.max_length <= context:
@@ -150,7 +170,11 @@ class HfTargetEngine:
             raise InvalidArgumentError(
                 "prefix.tokens", len(request.prefix.tokens), f"at most {request.max_length}"
             )
-        processors = make_processors(request.sampling, request.prompt_length, request.end_token_ids)
+        schema = request.json_schema
+        matcher = None if schema is None else self._require_grammars().matcher(schema)
+        processors = make_processors(
+            request.sampling, request.prompt_length, request.end_token_ids, matcher
+        )
         spec = request.feature_spec
         layout = None if spec is None else self._model.feature_layout(spec)
         self.release(session)
@@ -311,6 +335,13 @@ class HfTargetEngine:
         opened.append(prefix.tokens[:count])
         return replace(opened, num_reused=count)
 
+    def _require_grammars(self) -> GrammarCompiler:
+        if self._grammars is None:
+            raise InvalidArgumentError(
+                FIELD, "given", "absent: this target cannot constrain outputs"
+            )
+        return self._grammars
+
     def _plan(self, index: int, work: TargetWork, plans: list[_Plan]) -> _Plan:
         session = self._sessions.get(work.session)
         if session is None:
@@ -404,6 +435,7 @@ def load_target(
     prefix_cache_tokens: int = 0,
     revision: str | None = None,
     name: str | None = None,
+    grammar_limits: GrammarLimits | None = None,
 ) -> HfTargetEngine:
     """Loads a model and makes its engine.
 
@@ -417,6 +449,7 @@ def load_target(
             those of sessions; 0 = none.
         revision: Branch, tag or commit of a hub name.
         name: Served name; None = the last part of `model_path`.
+        grammar_limits: What compiling a schema may take; None = the defaults.
     Returns:
         The engine, without sessions.
     Raises:
@@ -428,7 +461,15 @@ def load_target(
     prefixes = None
     if prefix_cache_tokens:
         prefixes = PrefixCache(model.kv_layout, prefix_cache_tokens, model.device, model.dtype)
-    return HfTargetEngine(model, pool, prefixes)
+    info = model.info
+    grammars = GrammarCompiler(
+        str(model_path),
+        revision,
+        info.vocab_size,
+        info.eos_token_ids,
+        grammar_limits or GrammarLimits(),
+    )
+    return HfTargetEngine(model, pool, prefixes, grammars)
 
 
 # Stands where an outcome will be; no caller ever sees it.

@@ -12,7 +12,8 @@ from llguidance import LLMatcher
 
 from arborist.common.tokenizer_files import load_tokenizer_files
 from arborist.core.errors import InvalidArgumentError, MismatchError
-from arborist.core.grammar import MAX_SCHEMA_BYTES, Matcher, one_line
+from arborist.core.grammar import Matcher, one_line
+from arborist.core.schema_text import MAX_SCHEMA_BYTES
 from arborist.target.grammar_trial import GrammarTrial
 from arborist.target.trial_process import compile_schema, load_tokenizer
 

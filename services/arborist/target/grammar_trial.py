@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import subprocess
@@ -84,7 +85,6 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            try:
+            # What it still holds has nowhere to go.
+            with contextlib.suppress(OSError):
                 pipe.close()
-            except OSError:
-                pass  # What it still held has nowhere to go.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import grpc
@@ -163,6 +164,9 @@ def target_worker(
         features = engine.read_features(session, rows.begin, rows.end)
         return FeaturesRead(rows.begin, wire.raw_from_torch(features))
 
+    def preparation(request: TargetOpen) -> Callable[[], None] | None:
+        return None if request.json_schema is None else partial(engine.prepare, request)
+
     return Worker(
         engine,
         read=read,
@@ -172,6 +176,7 @@ def target_worker(
         version=version,
         spans=spans or NullSpanSink(),
         metrics=metrics or NullWorkerMetrics(),
+        preparation=preparation,
     )
 
 

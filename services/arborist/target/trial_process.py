@@ -1,4 +1,4 @@
-"""Tries schemas in a process that a bad one may take down: `python -m arborist.target.trial_process`.
+"""Tries schemas in a process that a bad one may take down: run as a module of its own.
 
 The library that compiles grammars bounds most of its work, but not all: some short schemas take it
 minutes. Here every schema is compiled in a fork of its own, which the kernel ends when it has
@@ -28,6 +28,9 @@ PARSER_LIMITS = {
     "max_grammar_size": 200_000,
 }
 """The library's own limits, per schema and per mask; they make it give up with a reason."""
+_DEFAULTS = {"whitespace_pattern": r" |\n {0,32}"}
+"""Between two parts: nothing, a space, or a line break with its indentation. Left free, a small model
+fills an output with white space. A schema's own `x-guidance` may say otherwise."""
 
 
 def load_tokenizer(setup: dict[str, Any]) -> LLTokenizer:
@@ -47,7 +50,7 @@ def compile_schema(tokenizer: LLTokenizer, schema: str) -> tuple[LLMatcher | Non
         The matcher at the start of an output, or None and the reason.
     """
     try:
-        grammar = LLMatcher.grammar_from_json_schema(schema)
+        grammar = LLMatcher.grammar_from_json_schema(schema, defaults=_DEFAULTS)
     except ValueError as error:
         return None, str(error)
     limits = LLParserLimits(verbose_errors=False, **PARSER_LIMITS)

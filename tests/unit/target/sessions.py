@@ -90,6 +90,7 @@ class Decoder:
         end_token_ids: tuple[int, ...] = (),
         num_logprobs: int | None = None,
         scope: str | None = None,
+        json_schema: str | None = None,
     ) -> None:
         """Opens the session and runs what it could not take over of the prompt."""
         self.engine = engine
@@ -107,6 +108,7 @@ class Decoder:
                 len(prompt),
                 end_token_ids,
                 None if scope is None else Prefix.of(scope, prompt[:-1]),
+                json_schema,
             ),
         )
         self.num_reused = engine.num_reused(self.key)

@@ -10,7 +10,10 @@ from arborist.orchestrator.api.incoming import (
     ChatPrompt,
     ChatTurn,
     IncomingRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
     Prompt,
+    ResponseFormat,
     TextPrompt,
     TokenPrompt,
 )
@@ -64,6 +67,7 @@ def read_request(message: pb.GenerateRequest, traceparent: str) -> IncomingReque
         min_tokens=message.min_tokens,
         stop_token_ids=tuple(message.stop_token_ids),
         num_logprobs=message.logprobs if message.HasField("logprobs") else None,
+        response_format=_read_format(message.response_format),
         traceparent=traceparent,
     )
 
@@ -115,6 +119,13 @@ def _read_prompt(message: pb.GenerateRequest) -> Prompt | None:
             tuple(ChatTurn(one.role, one.content) for one in message.messages.messages)
         )
     return None
+
+
+def _read_format(message: pb.ResponseFormat) -> ResponseFormat | None:
+    kind = message.WhichOneof("format")
+    if kind == "json_object":
+        return JsonObjectFormat()
+    return JsonSchemaFormat(message.json_schema) if kind == "json_schema" else None
 
 
 def _write_round(event: TextRound) -> pb.Round:

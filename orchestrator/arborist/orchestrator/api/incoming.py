@@ -43,6 +43,19 @@ class ChatPrompt:
     turns: Sequence[ChatTurn]
 
 
+@dataclass(frozen=True, slots=True)
+class JsonObjectFormat:
+    """Any JSON object."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchemaFormat:
+    """JSON that fits a schema, given as text."""
+
+    schema: str
+
+
+ResponseFormat: TypeAlias = JsonObjectFormat | JsonSchemaFormat
 Prompt: TypeAlias = TextPrompt | TokenPrompt | ChatPrompt
 
 
@@ -69,6 +82,7 @@ class IncomingRequest:
         min_tokens: Tokens of output before which no end token may come; None = 0.
         stop_token_ids: Further tokens that end the output.
         num_logprobs: Most probable tokens listed with every token's log-probs; None = no log-probs.
+        response_format: What the output must be; None = free text.
         traceparent: W3C trace context of the caller; empty = none.
         client_key: Whose request it is, as `client_key` says.
     """
@@ -91,5 +105,6 @@ class IncomingRequest:
     min_tokens: int | None = None
     stop_token_ids: Sequence[int] = ()
     num_logprobs: int | None = None
+    response_format: ResponseFormat | None = None
     traceparent: str = ""
     client_key: str = ""

@@ -11,10 +11,12 @@ from arborist.core.errors import InvalidArgumentError, UnavailableError, Unknown
 from arborist.core.logprobs import MAX_LOGPROBS
 from arborist.core.policy_settings import check_policy_name
 from arborist.core.sampling import MAX_LOGIT_BIASES, SamplingParams
+from arborist.core.schema_text import ANY_OBJECT, MAX_SCHEMA_BYTES, check_schema
 from arborist.core.shape import MAX_DEPTH, MAX_NUM_DRAFT_TOKENS, MAX_TOP_K
 from arborist.orchestrator.api.incoming import (
     ChatPrompt,
     IncomingRequest,
+    JsonObjectFormat,
     Prompt,
     TextPrompt,
     TokenPrompt,
@@ -41,6 +43,8 @@ class RequestLimits:
         max_stop_bytes: Longest stop string, in UTF-8 bytes.
         max_n: Most outputs of one prompt.
         max_prompts: Most prompts of one request.
+        max_schema_bytes: Longest JSON schema, in UTF-8 bytes.
+        max_schema_depth: Deepest nesting of a JSON schema, in brackets.
         max_depth: Most levels of a tree.
         max_top_k: Widest frontier of a tree.
         max_num_draft_tokens: Most drafted nodes verified per round.
@@ -53,6 +57,8 @@ class RequestLimits:
     max_stop_bytes: int = 64
     max_n: int = 4
     max_prompts: int = 32
+    max_schema_bytes: int = MAX_SCHEMA_BYTES
+    max_schema_depth: int = 64
     max_depth: int = MAX_DEPTH
     max_top_k: int = MAX_TOP_K
     max_num_draft_tokens: int = MAX_NUM_DRAFT_TOKENS
@@ -70,6 +76,8 @@ class RequestLimits:
             max_stop_bytes=controller.max_stop_bytes,
             max_n=controller.max_n,
             max_prompts=controller.max_prompts,
+            max_schema_bytes=controller.max_schema_bytes,
+            max_schema_depth=controller.max_schema_depth,
             max_depth=speculation.max_depth,
             max_top_k=speculation.max_top_k,
             max_num_draft_tokens=speculation.max_num_draft_tokens,
@@ -129,6 +137,7 @@ class Validator:
             )
         _check_stop_tokens(request.stop_token_ids, model)
         _check_logprobs(request.num_logprobs)
+        schema = self._schema(request)
         prompt = self._prompt_ids(request.prompt, model)
         max_tokens = self._max_tokens(request.max_tokens, len(prompt), model)
         _require(
@@ -147,6 +156,7 @@ class Validator:
             ignore_eos=request.ignore_eos,
             stop_token_ids=tuple(request.stop_token_ids),
             num_logprobs=request.num_logprobs,
+            json_schema=schema,
             # What does not parse is to be ignored, says the standard.
             traceparent=request.traceparent if parse_traceparent(request.traceparent) else "",
             client_key=request.client_key,
@@ -237,6 +247,25 @@ class Validator:
             raise InvalidArgumentError(
                 "stop", f"{len(stop)} strings", "empty: the model served has no tokenizer"
             )
+
+    def _schema(self, request: IncomingRequest) -> str | None:
+        """Returns the schema that the output must fit; None = free text."""
+        asked = request.response_format
+        if asked is None:
+            return None
+        if self._tokenizer is None:
+            raise InvalidArgumentError(
+                "response_format", "given", "absent: the model served has no tokenizer"
+            )
+        if request.ignore_eos:
+            # Behind a finished document nothing else may come.
+            raise InvalidArgumentError("ignore_eos", "true", "false with response_format")
+        if isinstance(asked, JsonObjectFormat):
+            return ANY_OBJECT
+        field, limits = "response_format.json_schema", self._limits
+        _check_text(field, asked.schema)
+        check_schema(field, asked.schema, limits.max_schema_bytes, limits.max_schema_depth)
+        return asked.schema
 
     def _check_speculation(self, options: SpeculationOptions) -> None:
         if options.policy is not None:

@@ -14,13 +14,17 @@ from torch import Tensor
 from arborist.core.errors import SessionFailedError
 
 _ALL_BITS = 0xFF
+_FORBIDDEN = "a committed token is none that it allows"
 
 
 class Matcher(Protocol):
     """A compiled grammar and where in it an output stands; llguidance's LLMatcher is one."""
 
     def try_consume_tokens(self, tokens: list[int]) -> int:
-        """Takes tokens up to the first one the grammar forbids; returns how many."""
+        """Takes tokens up to the first one that must not come; returns how many.
+
+        An end token counts, or does not, where nothing else could come.
+        """
         ...
 
     def rollback(self, num_tokens: int) -> bool:
@@ -59,19 +63,21 @@ class Grammar:
         """Adds committed tokens; what the grammar forbids ends the session at its next mask."""
         output = self._output_of(tokens)
         if self._matcher.try_consume_tokens(output) < len(output):
-            self._broken = "a committed token is none that it allows"
+            self._broken = _FORBIDDEN
         self._length += len(tokens)
 
     def masks(self, paths: Sequence[Sequence[int]]) -> npt.NDArray[np.uint8]:
         """Returns what may be drawn behind each path; the grammar stays where it is.
 
         Args:
-            paths: Per row the tokens behind those appended, oldest first.
+            paths: Per row the tokens behind those appended, oldest first; the shortest one is
+                committed.
         Returns:
             Shape (rows, bytes); bit v of a row, lowest first, says whether token v may be drawn.
             All bits are set in rows that no output reaches, because their paths are forbidden.
         Raises:
-            SessionFailedError: The matcher broke down, say at a limit of its own.
+            SessionFailedError: The matcher broke down, say at a limit of its own, or what is
+                committed is forbidden.
         """
         outputs = [self._output_of(path) for path in paths]
         masks: list[bytes | None] = [None] * len(paths)
@@ -80,6 +86,8 @@ class Grammar:
         for row in sorted(range(len(paths)), key=outputs.__getitem__):
             masks[row] = walk.mask(outputs[row])
         walk.back()
+        if masks[min(range(len(paths)), key=lambda row: len(paths[row]))] is None:
+            self._broken = _FORBIDDEN  # Roots are committed.
         if reason := self._broken or self._matcher.get_error():
             raise SessionFailedError(f"the grammar failed: {one_line(reason)}")
         return _as_rows(masks)
@@ -159,8 +167,8 @@ def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _as_rows(masks: Sequence[bytes | None]) -> npt.NDArray[np.uint8]:
-    """Returns masks as rows; at least one is there, because the shortest path is committed."""
-    width = next((len(mask) for mask in masks if mask is not None), 0)
+    """Returns masks as rows; the shortest path always has one."""
+    width = next(len(mask) for mask in masks if mask is not None)
     rows = np.full((len(masks), width), _ALL_BITS, dtype=np.uint8)  # [R, B]
     for row, mask in enumerate(masks):
         if mask is not None:

@@ -29,8 +29,8 @@ PARSER_LIMITS = {
 }
 """The library's own limits, per schema and per mask; they make it give up with a reason."""
 _DEFAULTS = {"whitespace_pattern": r" |\n {0,32}"}
-"""Between two parts: nothing, a space, or a line break with its indentation. Left free, a small model
-fills an output with white space. A schema's own `x-guidance` may say otherwise."""
+"""Between two parts: nothing, a space, or a line break with its indentation. Were it free, a small
+model would fill outputs with white space. A schema's own `x-guidance` may say otherwise."""
 
 
 def load_tokenizer(setup: dict[str, Any]) -> LLTokenizer:

@@ -20,7 +20,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 _PAGE_BYTES = resource.getpagesize()
-PARSER_LIMITS = {
+_PARSER_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
@@ -28,7 +28,7 @@ PARSER_LIMITS = {
     "max_grammar_size": 200_000,
 }
 """The library's own limits, per schema and per mask; they make it give up with a reason."""
-_DEFAULTS = {"whitespace_pattern": r" |\n {0,32}"}
+_DEFAULTS: Any = {"whitespace_pattern": r" |\n {0,32}"}
 """Between two parts: nothing, a space, or a line break with its indentation. Were it free, a small
 model would fill outputs with white space. A schema's own `x-guidance` may say otherwise."""
 
@@ -53,7 +53,7 @@ def compile_schema(tokenizer: LLTokenizer, schema: str) -> tuple[LLMatcher | Non
         grammar = LLMatcher.grammar_from_json_schema(schema, defaults=_DEFAULTS)
     except ValueError as error:
         return None, str(error)
-    limits = LLParserLimits(verbose_errors=False, **PARSER_LIMITS)
+    limits = LLParserLimits(verbose_errors=False, **_PARSER_LIMITS)
     matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()

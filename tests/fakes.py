@@ -224,6 +224,15 @@ class FakeTargetEngine:
         """Returns reserved positions."""
         return sum(one.reserved for one in self._sessions.values())
 
+    def prepare(self, request: TargetOpen) -> None:
+        """Refuses a schema, breaks over it, or waits for the gate."""
+        if request.json_schema == "refused":
+            raise InvalidArgumentError("response_format", "a schema", "another")
+        if request.json_schema == "broken":
+            raise RuntimeError("a secret path /etc/shadow")
+        if not self.behaviour.gate.wait(10.0):
+            raise RuntimeError("the gate was never opened")
+
     def open(self, session: SessionKey, request: TargetOpen) -> int:
         """Reserves; an open session's old state is dropped."""
         if self.behaviour.failing_open:

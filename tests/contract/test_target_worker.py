@@ -403,6 +403,55 @@ async def test_an_open_that_breaks_leaves_nothing() -> None:
         assert isinstance(opened, Opened)
 
 
+async def test_a_schema_is_compiled_before_its_open_and_beside_the_others() -> None:
+    """While one is compiled, other sessions are opened and run; then its Open is answered."""
+    async with served_target() as served:
+        stream = await served.stream()
+        waiting, other = Commands(stream, "waiting"), Commands(stream, "other")
+        served.engine.behaviour.gate.clear()
+        await stream.send(waiting.open_target(json_schema="{}"))
+        opened = (await stream.ask(other.open_target()))[0]
+        assert isinstance(opened, Opened)
+        assert served.engine.num_opened == 1
+
+        served.engine.behaviour.gate.set()
+        reply = (await stream.replies(1))[0]
+        assert isinstance(reply.outcome, Opened)
+        assert served.engine.num_opened == 2
+
+
+@pytest.mark.parametrize(
+    ("schema", "error"), [("refused", InvalidArgumentError), ("broken", SessionFailedError)]
+)
+async def test_a_schema_that_does_not_compile_opens_nothing(schema: str, error: type) -> None:
+    """The Open gets the reason, or an incident; a later one of the same epoch works."""
+    async with served_target() as served:
+        stream = await served.stream()
+        commands = Commands(stream)
+        failed = (await stream.ask(commands.open_target(json_schema=schema)))[0]
+        assert type(failed) is error
+        assert "shadow" not in failed.message
+        assert served.engine.num_opened == served.worker.info.num_sessions == 0
+        assert isinstance((await stream.ask(commands.open_target()))[0], Opened)
+
+
+async def test_releasing_while_a_schema_compiles_leaves_nothing() -> None:
+    """The Open finds its session gone."""
+    async with served_target() as served:
+        stream = await served.stream()
+        commands = Commands(stream)
+        served.engine.behaviour.gate.clear()
+        await stream.send(commands.open_target(json_schema="{}"))
+        await until(lambda: served.worker.info.num_sessions == 1)
+        await stream.send(commands.release())
+        await stream.replies(1)
+        served.engine.behaviour.gate.set()
+
+        outcome = (await stream.replies(1))[0].outcome
+        assert type(outcome) is UnknownSessionError
+        assert served.engine.num_opened == served.worker.info.num_sessions == 0
+
+
 # --- bounds ---------------------------------------------------------------------------------------
 async def test_one_round_command_and_two_chunks_are_in_flight_per_session() -> None:
     """More is RESOURCE_EXHAUSTED with advice, and leaves the stamp unused."""
@@ -688,6 +737,12 @@ INVALID = {
     ),
     "prompt over max_length": message(open=pb.TargetOpen(epoch=2, max_length=9, prompt_length=10)),
     "negative prompt": message(open=pb.TargetOpen(epoch=2, max_length=9, prompt_length=-1)),
+    "no schema": message(open=pb.TargetOpen(epoch=2, max_length=9, grammar=common_pb2.Grammar())),
+    "schema too long": message(
+        open=pb.TargetOpen(
+            epoch=2, max_length=9, grammar=common_pb2.Grammar(json_schema=" " * 65_537)
+        )
+    ),
     "too many end tokens": message(
         open=pb.TargetOpen(epoch=2, max_length=9, end_token_ids=[1] * 257)
     ),
@@ -756,7 +811,6 @@ RESERVED = {
     "speculative base": message(
         verify=pb.Verify(base=common_pb2.Base(speculative=common_pb2.SpeculativeBase()), root=1)
     ),
-    "grammar": message(open=pb.TargetOpen(epoch=2, max_length=9, grammar=common_pb2.Grammar())),
 }
 
 

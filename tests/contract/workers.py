@@ -169,6 +169,7 @@ class Commands:
         dtype: Any = None,
         prompt_length: int = 0,
         end_token_ids: tuple[int, ...] = (),
+        json_schema: str | None = None,
         **sampling: Any,
     ) -> Any:
         """Returns an Open for a target."""
@@ -179,6 +180,7 @@ class Commands:
             16,
             prompt_length,
             end_token_ids,
+            json_schema,
         )
         return target_wire.open_command(
             self._stream.next_id(), self.session_id, self.epoch, request

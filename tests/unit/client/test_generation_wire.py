@@ -42,6 +42,9 @@ PLAIN: dict[str, Any] = {
         ("a", {"min_tokens": 2**31}, "min_tokens", "32-bit"),
         ("a", {"stop_token_ids": [7, 2**31]}, "stop_token_ids[1]", "32-bit"),
         ("a", {"logprobs": 0.5}, "logprobs", "32-bit"),
+        ("a", {"json_schema": "\udc80"}, "json_schema", "UTF-8"),
+        ("a", {"json_schema": {"const": object()}}, "json_schema", "JSON can carry"),
+        ("a", {"json_schema": {}, "json_object": True}, "json_object", "false with json_schema"),
         ("a", {"stop": ["x", 3]}, "stop[1]", "UTF-8"),
         ("a", {"speculation": Speculation(depth=2**40)}, "speculation.depth", "32-bit"),
         ("a", {"speculation": Speculation(policy="\udc80")}, "speculation.policy", "UTF-8"),
@@ -70,6 +73,17 @@ def test_unset_fields_stay_unset() -> None:
 def test_an_empty_list_of_ids_reaches_the_server_as_such() -> None:
     """It is the server that refuses an empty prompt."""
     assert write_request([], **PLAIN).WhichOneof("prompt") == "token_ids"
+
+
+def test_a_schema_is_sent_as_text() -> None:
+    """A mapping in its own order, text as it is; any object is a format of its own."""
+    mapping = write_request("a", **PLAIN, json_schema={"b": 1, "a": "é"})
+    assert mapping.response_format.json_schema == '{"b": 1, "a": "é"}'
+    text = write_request("a", **PLAIN, json_schema=" {}")
+    assert text.response_format.json_schema == " {}"
+    assert not write_request("a", **PLAIN).HasField("response_format")
+    free = write_request("a", **PLAIN, json_object=True)
+    assert free.response_format.WhichOneof("format") == "json_object"
 
 
 def test_one_stop_string_is_one_stop_string() -> None:

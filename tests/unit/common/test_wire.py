@@ -330,6 +330,7 @@ def test_the_other_target_commands_cross() -> None:
     """Open, ReadFeatures and Release arrive as they were sent."""
     request = TargetOpen(SamplingParams(0.5, seed=9), FeatureSpec((1, 2)), 512, 60)
     bare = replace(request, feature_spec=None, prompt_length=511, end_token_ids=(2, 9, 0))
+    bare = replace(bare, json_schema='{"const": "é"}')
     name = SESSION[1]
 
     assert received_by_target(target_wire.open_command(5, name, 4, request)) == OpenSession(

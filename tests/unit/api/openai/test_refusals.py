@@ -15,6 +15,20 @@ CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MESSAGES = [{"role": "user", "content": "abc"}]
 SECRET = "the-user's-own-words"
 
+
+def json_schema(**parts: Any) -> dict[str, Any]:
+    """The field that asks for a schema."""
+    return {"response_format": {"type": "json_schema", "json_schema": parts}}
+
+
+def nested(depth: int) -> list[Any]:
+    """A list inside a list, and so on."""
+    value: list[Any] = []
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
 # Path, what is added to a valid body, the field named, what the message says besides.
 REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "unknown field": (TEXT, {"temprature": 1}, "temprature", "no such field"),
@@ -22,7 +36,61 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "tools": (CHAT, {"tools": [{"type": "function"}]}, "tools", "no tool calls"),
     "best_of": (TEXT, {"best_of": 2}, "best_of", "must be absent or 1"),
     "echo": (TEXT, {"echo": True}, "echo", "must be absent or False"),
-    "a schema": (CHAT, {"response_format": {"type": "json_object"}}, "response_format", "text"),
+    "a format": (CHAT, {"response_format": "json"}, "response_format", "an object with a type"),
+    "type of format": (
+        CHAT,
+        {"response_format": {"type": SECRET}},
+        "response_format.type",
+        "'text', 'json_object' or 'json_schema'",
+    ),
+    "part of a format": (
+        TEXT,
+        {"response_format": {"type": "text", "schema": {}}},
+        "response_format.schema",
+        "no such field",
+    ),
+    "no schema": (
+        TEXT,
+        json_schema(name="a"),
+        "response_format.json_schema.schema",
+        "a JSON schema",
+    ),
+    "a schema that is true": (
+        TEXT,
+        json_schema(schema=True),
+        "response_format.json_schema.schema",
+        "a JSON schema",
+    ),
+    "half strict": (
+        CHAT,
+        json_schema(schema={}, strict="half"),
+        "response_format.json_schema.strict",
+        "true or false",
+    ),
+    "part of a schema": (
+        CHAT,
+        json_schema(schema={}, schemata=1),
+        "response_format.json_schema.schemata",
+        "no such field",
+    ),
+    "a schema too deep": (
+        TEXT,
+        json_schema(schema={"enum": nested(64)}),
+        "response_format.json_schema",
+        "nested 65 deep: must be at most 64 deep",
+    ),
+    "a schema too long": (
+        TEXT,
+        json_schema(schema={"const": "x" * 65_536}),
+        "response_format.json_schema",
+        "1 to 65536 bytes",
+    ),
+    "a schema without an end": (
+        TEXT,
+        {**json_schema(schema={}), "ignore_eos": True},
+        "ignore_eos",
+        "false with response_format",
+    ),
     "no prompt": (TEXT, {"prompt": None}, "prompt", "absent: must be given"),
     "no messages": (CHAT, {"messages": None}, "messages", "absent: must be given"),
     "empty messages": (CHAT, {"messages": []}, "messages", "at least 1 message"),

@@ -62,7 +62,7 @@ REFUSED_FIELDS: Mapping[str, RefusedField] = MappingProxyType(
         "reasoning_effort": RefusedField("no model with levels of reasoning"),
         "skip_special_tokens": RefusedField("special tokens have no text", (True,)),
         "spaces_between_special_tokens": RefusedField("special tokens have no text", (True,)),
-        "structured_outputs": RefusedField("no constrained output"),
+        "structured_outputs": RefusedField("use response_format"),
         "suffix": RefusedField("no text is filled in", ("",)),
         "tool_choice": RefusedField("no tool calls", ("none", "auto")),
         "tools": RefusedField("no tool calls", ([],)),

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, FailFast, Field, model_validator
 from arborist.core.errors import InvalidArgumentError
 from arborist.orchestrator.api.incoming import IncomingRequest, Prompt
 from arborist.orchestrator.api.openai.request_model import RequestModel
+from arborist.orchestrator.api.openai.response_format import Format
 from arborist.orchestrator.api.openai.speculation_fields import Speculation, SpeculationFields
 from arborist.orchestrator.api.openai.stream_options import StreamOptions
 
@@ -18,14 +19,6 @@ _MAX_ID_DIGITS = 10
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
-
-
-def _text_only(value: Any) -> Any:
-    if isinstance(value, dict) and value.get("type") == "text":
-        return {"type": "text"}
-    raise InvalidArgumentError(
-        "response_format", "given", "absent or {'type': 'text'}: no constrained output"
-    )
 
 
 class GenerationFields(RequestModel):
@@ -52,7 +45,7 @@ class GenerationFields(RequestModel):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     return_token_ids: bool = False
-    response_format: Annotated[dict[str, str], BeforeValidator(_text_only)] = Field(default={})
+    response_format: Format = None
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -106,6 +99,7 @@ class GenerationFields(RequestModel):
             min_tokens=self.min_tokens,
             stop_token_ids=tuple(self.stop_token_ids),
             num_logprobs=self.num_logprobs,
+            response_format=self.response_format,
             traceparent=traceparent,
         )
 

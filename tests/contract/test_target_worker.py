@@ -15,6 +15,7 @@ from arborist.common import target_wire
 from arborist.common.attach import Attach, StreamLane
 from arborist.common.command import Opened, Released
 from arborist.core.errors import (
+    ArboristError,
     InvalidArgumentError,
     MismatchError,
     ResourceExhaustedError,
@@ -423,13 +424,15 @@ async def test_a_schema_is_compiled_before_its_open_and_beside_the_others() -> N
 @pytest.mark.parametrize(
     ("schema", "error"), [("refused", InvalidArgumentError), ("broken", SessionFailedError)]
 )
-async def test_a_schema_that_does_not_compile_opens_nothing(schema: str, error: type) -> None:
+async def test_a_schema_that_does_not_compile_opens_nothing(
+    schema: str, error: type[ArboristError]
+) -> None:
     """The Open gets the reason, or an incident; a later one of the same epoch works."""
     async with served_target() as served:
         stream = await served.stream()
         commands = Commands(stream)
-        failed = (await stream.ask(commands.open_target(json_schema=schema)))[0]
-        assert type(failed) is error
+        failed: Any = (await stream.ask(commands.open_target(json_schema=schema)))[0]
+        assert isinstance(failed, error)
         assert "shadow" not in failed.message
         assert served.engine.num_opened == served.worker.info.num_sessions == 0
         assert isinstance((await stream.ask(commands.open_target()))[0], Opened)
@@ -443,7 +446,7 @@ async def test_releasing_while_a_schema_compiles_leaves_nothing() -> None:
         served.engine.behaviour.gate.clear()
         await stream.send(commands.open_target(json_schema="{}"))
         await until(lambda: served.worker.info.num_sessions == 1)
-        await stream.send(commands.release())
+        await stream.send(target_wire.release_command(stream.next_id(), commands.session_id))
         await stream.replies(1)
         served.engine.behaviour.gate.set()
 

@@ -40,6 +40,7 @@ from arborist.core.errors import (
     ArboristError,
     MismatchError,
     ResourceExhaustedError,
+    SessionFailedError,
     StaleStampError,
     UnavailableError,
 )
@@ -335,8 +336,9 @@ class Worker(Generic[OpenT, WorkT]):
         except ArboristError as error:
             job.answer = error
         except Exception:  # noqa: BLE001 - it is this session's alone
-            job.answer = internal_error()
-            _log.exception("%s", job.answer.message)
+            failure = internal_error(SessionFailedError, "the session failed")
+            _log.exception("incident %s: not prepared", failure.metadata["incident"])
+            job.answer = failure
         if job.answer is None:
             self._compute.put([job])
         else:

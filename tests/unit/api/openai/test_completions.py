@@ -141,6 +141,34 @@ async def test_every_honoured_field_reaches_the_controller() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "schema"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, '{"type": "object"}'),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": {"b": 1, "a": "é"}}},
+            '{"b": 1, "a": "é"}',
+        ),
+        (
+            {
+                "type": "json_schema",
+                "json_schema": {"name": "a", "strict": True, "description": None, "schema": {}},
+            },
+            "{}",
+        ),
+    ],
+)
+async def test_a_format_becomes_a_schema(given: dict[str, object], schema: str | None) -> None:
+    """OpenAI's three types; properties stay in their order, which is the output's."""
+    generator = ScriptedGenerator()
+    async with client_of(generator) as client:
+        response = await client.post(PATH, json={"prompt": [5], "response_format": given})
+
+    assert response.status_code == 200, response.text
+    assert [one.json_schema for one in generator.requests] == [schema]
+
+
+@pytest.mark.parametrize(
     ("given", "enabled"),
     [("off", False), (False, False), ("on", True), (True, True), ({"enabled": False}, False)],
 )

@@ -171,3 +171,35 @@ async def test_a_running_server_answers(capsys: pytest.CaptureFixture[str]) -> N
     assert json.loads(answer)["finish_reason"] == "stop"
     assert "model = other: must be one of the models served: tiny" in err
     assert tokenizer.decode(generator.requests[0].prompt_token_ids) == "hello"
+
+
+async def test_a_schema_reaches_the_server(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """From a file, as it stands there; any object is a flag; a missing file is one line."""
+    generator, tokenizer = ScriptedGenerator(), byte_level_tokenizer()
+    server = grpc.aio.server()
+    pb_grpc.add_GenerationServiceServicer_to_server(
+        GenerationServicer(Completions(generator, tokenizer, RequestLimits())), server
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    ask = ["--prompt", "a", "--address", f"127.0.0.1:{port}"]
+    file = tmp_path / "schema.json"
+    file.write_text('{ "const": "é" }\n', encoding="utf-8")
+    try:
+        codes = [
+            await asyncio.to_thread(run, *ask, "--json-schema", str(file)),
+            await asyncio.to_thread(run, *ask, "--json-object"),
+            await asyncio.to_thread(run, *ask, "--json-schema", str(tmp_path / "none.json")),
+            await asyncio.to_thread(run, *ask, "--json-schema", str(file), "--json-object"),
+        ]
+    finally:
+        await server.stop(None)
+    err = capsys.readouterr().err
+
+    assert codes == [0, 0, 2, 2]
+    schemas = [one.json_schema for one in generator.requests]
+    assert schemas == ['{ "const": "é" }\n', '{"type": "object"}']
+    assert "cannot read" in err
+    assert "json_object = true: must be false with json_schema" in err

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from arborist.core.errors import SessionFailedError
+from arborist.core.errors import InvalidArgumentError, SessionFailedError
+from arborist.core.schema_text import RESPONSE_FORMAT
 
 _ALL_BITS = 0xFF
-_FORBIDDEN = "a committed token is none that it allows"
 
 
 class Matcher(Protocol):
@@ -36,24 +36,30 @@ class Matcher(Protocol):
         ...
 
     def get_error(self) -> str:
-        """Returns why the matcher broke down; empty = it did not."""
+        """Returns why the matcher broke down, which it never leaves; empty = it did not."""
+        ...
+
+    def deep_copy(self) -> Matcher:
+        """Returns another one at the same place."""
         ...
 
 
 class Grammar:
     """The grammar of one session: a function of prompt length and committed tokens alone."""
 
-    def __init__(self, matcher: Matcher, prompt_length: int) -> None:
+    def __init__(self, start: Matcher, prompt_length: int) -> None:
         """Starts before the prompt.
 
         Args:
-            matcher: At the start of an output; the session's own from now on.
+            start: At the start of an output; it stays there, so sessions may share it.
             prompt_length: Tokens appended first that are prompt; the grammar does not see them.
         """
-        self._matcher = matcher
+        self._start = start
+        self._matcher = start.deep_copy()
         self._prompt_length = prompt_length
         self._length = 0
-        self._broken = ""
+        self._output: list[int] = []
+        self._forbidden = False
 
     def __len__(self) -> int:
         """Returns the tokens appended."""
@@ -62,8 +68,8 @@ class Grammar:
     def append(self, tokens: Sequence[int]) -> None:
         """Adds committed tokens; what the grammar forbids ends the session at its next mask."""
         output = self._output_of(tokens)
-        if self._matcher.try_consume_tokens(output) < len(output):
-            self._broken = _FORBIDDEN
+        self._consume(output)
+        self._output += output
         self._length += len(tokens)
 
     def masks(self, paths: Sequence[Sequence[int]]) -> npt.NDArray[np.uint8]:
@@ -76,8 +82,9 @@ class Grammar:
             Shape (rows, bytes); bit v of a row, lowest first, says whether token v may be drawn.
             All bits are set in rows that no output reaches, because their paths are forbidden.
         Raises:
-            SessionFailedError: The matcher broke down, say at a limit of its own, or what is
-                committed is forbidden.
+            InvalidArgumentError: The matcher came to a limit of its own. Fewer paths may do: what
+                was not committed is as if it had never been asked for.
+            SessionFailedError: What is committed is forbidden.
         """
         outputs = [self._output_of(path) for path in paths]
         masks: list[bytes | None] = [None] * len(paths)
@@ -86,11 +93,24 @@ class Grammar:
         for row in sorted(range(len(paths)), key=outputs.__getitem__):
             masks[row] = walk.mask(outputs[row])
         walk.back()
-        if masks[min(range(len(paths)), key=lambda row: len(paths[row]))] is None:
-            self._broken = _FORBIDDEN  # Roots are committed.
-        if reason := self._broken or self._matcher.get_error():
-            raise SessionFailedError(f"the grammar failed: {one_line(reason)}")
+        if reason := self._matcher.get_error():
+            self._restart()
+            limit = f"one whose masks can be computed: {one_line(reason)}"
+            raise InvalidArgumentError(RESPONSE_FORMAT, "a schema", limit)
+        if self._forbidden or masks[min(range(len(paths)), key=lambda at: len(paths[at]))] is None:
+            self._forbidden = True
+            raise SessionFailedError("the grammar failed: it forbids a committed token")
         return _as_rows(masks)
+
+    def _consume(self, output: list[int]) -> None:
+        if self._matcher.try_consume_tokens(output) < len(output):
+            # Its own limits are another matter, see `masks`.
+            self._forbidden = not self._matcher.get_error()
+
+    def _restart(self) -> None:
+        """Leaves a matcher that broke down, which it stays, for a new one at the same place."""
+        self._matcher = self._start.deep_copy()
+        self._consume(self._output)
 
     def _output_of(self, tokens: Sequence[int]) -> list[int]:
         """Returns the part of what follows the appended tokens that is output."""

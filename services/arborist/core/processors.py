@@ -35,7 +35,7 @@ class LogitProcessors:
             params: Of the session.
             prompt_length: Tokens of the prompt; 0 = not known.
             end_token_ids: Tokens that min_tokens holds back.
-            matcher: Grammar of the output, at its start; None = none.
+            matcher: Grammar of the output, at its start, where it stays; None = none.
         Raises:
             InvalidArgumentError: The prompt's length is not known, and it matters.
         """
@@ -74,7 +74,8 @@ class LogitProcessors:
         Returns:
             float32, shape (rows, vocab); the logits themselves when nothing applies any more.
         Raises:
-            SessionFailedError: The grammar broke down.
+            InvalidArgumentError: The grammar came to a limit; fewer rows may do.
+            SessionFailedError: The grammar forbids what is appended.
         """
         params = self._params
         early = self._early_rows(positions)

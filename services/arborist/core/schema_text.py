@@ -6,6 +6,8 @@ import json
 
 from arborist.core.errors import InvalidArgumentError
 
+RESPONSE_FORMAT = "response_format"
+"""What every door calls the field that asks for JSON."""
 MAX_SCHEMA_BYTES = 65_536
 """Longest JSON schema, in UTF-8 bytes."""
 ANY_OBJECT = '{"type": "object"}'

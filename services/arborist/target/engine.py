@@ -37,7 +37,7 @@ from arborist.core.processors import LogitProcessors, make_processors
 from arborist.core.sampling import SamplingParams, draw_tokens
 from arborist.core.shape import MAX_NUM_DRAFT_TOKENS
 from arborist.core.tree import check_tree, node_paths
-from arborist.target.grammar_compiler import FIELD, GrammarCompiler, GrammarLimits
+from arborist.target.grammar_compiler import GrammarCompiler, GrammarLimits
 from arborist.target.kv import RETRY_AFTER_MS, FeatureRetention, KvPool
 from arborist.target.prefix_cache import PrefixCache
 
@@ -338,7 +338,7 @@ class HfTargetEngine:
     def _require_grammars(self) -> GrammarCompiler:
         if self._grammars is None:
             raise InvalidArgumentError(
-                FIELD, "given", "absent: this target cannot constrain outputs"
+                RESPONSE_FORMAT, "given", "absent: this target cannot constrain outputs"
             )
         return self._grammars
 

@@ -13,11 +13,10 @@ from llguidance import LLMatcher
 from arborist.common.tokenizer_files import load_tokenizer_files
 from arborist.core.errors import InvalidArgumentError, MismatchError
 from arborist.core.grammar import Matcher, one_line
-from arborist.core.schema_text import MAX_SCHEMA_BYTES
+from arborist.core.schema_text import MAX_SCHEMA_BYTES, RESPONSE_FORMAT
 from arborist.target.grammar_trial import GrammarTrial
 from arborist.target.trial_process import compile_schema, load_tokenizer
 
-FIELD = "response_format"
 _MAX_KEPT = 32
 
 
@@ -84,7 +83,7 @@ class GrammarCompiler:
         self._compiled(schema)
 
     def matcher(self, schema: str) -> Matcher:
-        """Returns a matcher of its own for a session, at the start of an output.
+        """Returns the matcher at the start of an output; sessions share it and move only copies.
 
         Args:
             schema: JSON text.
@@ -92,8 +91,8 @@ class GrammarCompiler:
             InvalidArgumentError: It cannot be compiled, or takes too much; one line says why.
             MismatchError: The target's tokenizer cannot be used.
         """
-        copy: Matcher = self._compiled(schema).deep_copy()
-        return copy
+        compiled: Matcher = self._compiled(schema)
+        return compiled
 
     def _compiled(self, schema: str) -> LLMatcher:
         with self._lock:
@@ -111,7 +110,9 @@ class GrammarCompiler:
     def _compile(self, schema: str) -> LLMatcher | InvalidArgumentError:
         size = len(schema.encode())
         if size > MAX_SCHEMA_BYTES:
-            return InvalidArgumentError(FIELD, f"{size} bytes", f"at most {MAX_SCHEMA_BYTES} bytes")
+            return InvalidArgumentError(
+                RESPONSE_FORMAT, f"{size} bytes", f"at most {MAX_SCHEMA_BYTES} bytes"
+            )
         ready = self._ready or self._load()
         self._ready = ready
         reason, matcher = ready.trial.reason_against(schema), None
@@ -119,17 +120,21 @@ class GrammarCompiler:
             matcher, reason = compile_schema(ready.tokenizer, schema)
         if matcher is None:
             limit = f"a schema that can be compiled: {one_line(reason)}"
-            return InvalidArgumentError(FIELD, f"a schema of {size} bytes", limit)
+            return InvalidArgumentError(RESPONSE_FORMAT, f"a schema of {size} bytes", limit)
         return matcher
 
     def _load(self) -> _Ready:
         tokenizer = load_tokenizer_files(self._model, self._revision)
         if tokenizer is None:
-            raise InvalidArgumentError(FIELD, "given", "absent: the target has no tokenizer")
+            raise InvalidArgumentError(
+                RESPONSE_FORMAT, "given", "absent: the target has no tokenizer"
+            )
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None or not self._eos_token_ids:
             missing = "end token" if backend is not None else "tokenizer.json"
-            raise InvalidArgumentError(FIELD, "given", f"absent: the target has no {missing}")
+            raise InvalidArgumentError(
+                RESPONSE_FORMAT, "given", f"absent: the target has no {missing}"
+            )
         backend.no_padding()
         backend.no_truncation()
         setup = {

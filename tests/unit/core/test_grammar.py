@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from random import Random
 
@@ -61,6 +62,10 @@ class Climbing:
     def get_error(self) -> str:
         """What a test put there."""
         return self.error
+
+    def deep_copy(self) -> Climbing:
+        """Another one at the same place."""
+        return copy.deepcopy(self)
 
 
 def naive(path: Sequence[int]) -> list[bool]:
@@ -125,15 +130,39 @@ def test_a_forbidden_committed_token_ends_the_session() -> None:
         grammar.masks([[10]])
 
 
-def test_a_matcher_that_breaks_down_ends_the_session_in_one_line() -> None:
-    """Its reason is passed on, shortened."""
-    matcher = Climbing()
-    matcher.error = "too many\n states " + "x" * 500
-    with pytest.raises(SessionFailedError) as caught:
-        Grammar(matcher, 0).masks([[2]])
+class Fragile(Climbing):
+    """Breaks down behind a token 9, for good."""
+
+    def compute_bitmask(self) -> bytes:
+        """The mask, or all zeros."""
+        if self.taken and self.taken[-1] == 9:
+            self.error = "too many\n states " + "x" * 500
+        return bytes(4) if self.error else super().compute_bitmask()
+
+    def rollback(self, num_tokens: int) -> bool:
+        """Nothing, once broken."""
+        return not self.error and super().rollback(num_tokens)
+
+
+def test_a_limit_at_a_drafted_node_costs_the_tree_alone() -> None:
+    """The reason comes in one line; the root goes on as if the tree had not been."""
+    grammar = Grammar(Fragile(), len(PROMPT))
+    grammar.append([*PROMPT, 3, 5])
+    with pytest.raises(InvalidArgumentError) as caught:
+        grammar.masks([[6], [6, 9], [6, 7]])
     assert "too many states xxx" in caught.value.message
-    assert len(caught.value.message) < 300
-    assert one_line("a\x00b é") == "a\\x00b \\xe9"
+    assert caught.value.metadata["field"] == "response_format"
+    assert len(caught.value.message) < 350
+
+    assert unpacked(grammar.masks([[6], [6, 7]])) == [naive([3, 5, 6]), naive([3, 5, 6, 7])]
+    grammar.append([6])
+    assert unpacked(grammar.masks([[8]])) == [naive([3, 5, 6, 8])]
+
+
+def test_other_words_fit_into_one_line() -> None:
+    """Control characters and letters of other scripts are escaped, long ones cut."""
+    assert one_line("a\x00b\n é") == "a\\x00b \\xe9"
+    assert len(one_line("x" * 500)) == 201
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -184,12 +213,10 @@ def test_min_tokens_gives_way_where_only_the_end_is_left() -> None:
     free = processors.apply(logits, paths, [3, 7])
     assert free.isfinite().nonzero().tolist() == [[0, 5], [0, 6], [0, 7], [1, 17], [1, 18], [1, 19]]
 
-    last = Climbing()
-    last.taken = [19, 0]
-    last.allows = lambda token: token == END  # type: ignore[method-assign]
-    stuck = make_processors(SamplingParams(min_tokens=50), 1, (END,), last)
+    stuck = make_processors(SamplingParams(min_tokens=50), 1, (END,), Climbing())
     assert stuck is not None
-    assert stuck.apply(logits[:1], [[7]], [1]).isfinite().nonzero().tolist() == [[0, END]]
+    top = [7, 3, 6, 9, 12, 15, 18, 19]
+    assert stuck.apply(logits[:1], [top], [8]).isfinite().nonzero().tolist() == [[0, END]]
 
 
 def test_a_grammar_needs_the_prompts_length() -> None:

@@ -85,9 +85,9 @@ def test_a_lost_trial_is_replaced(hasty: GrammarCompiler) -> None:
     assert hasty._ready.trial._process is not process
 
 
-def test_matchers_of_one_schema_are_independent(hasty: GrammarCompiler) -> None:
-    """Each session gets its own; the schema is compiled once."""
-    one = hasty.matcher(FINE)
+def test_copies_of_a_matcher_are_independent(hasty: GrammarCompiler) -> None:
+    """A copy moves alone; the schema is compiled once."""
+    one = hasty.matcher(FINE).deep_copy()
     start = one.compute_bitmask()
     assert one.try_consume_tokens(byte_level_tokenizer().encode('{"a":1')) > 0
     assert one.compute_bitmask() != start
@@ -138,7 +138,7 @@ def test_white_space_is_bounded(hasty: GrammarCompiler) -> None:
         ('{"a": 1} ', False),
     ):
         tokens = tokenizer.encode(text)
-        assert (hasty.matcher(FINE).try_consume_tokens(tokens) == len(tokens)) == fits
+        assert (hasty.matcher(FINE).deep_copy().try_consume_tokens(tokens) == len(tokens)) == fits
 
 
 @pytest.mark.parametrize("missing", ["tokenizer", "end token"])

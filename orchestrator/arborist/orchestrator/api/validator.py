@@ -11,7 +11,12 @@ from arborist.core.errors import InvalidArgumentError, UnavailableError, Unknown
 from arborist.core.logprobs import MAX_LOGPROBS
 from arborist.core.policy_settings import check_policy_name
 from arborist.core.sampling import MAX_LOGIT_BIASES, SamplingParams
-from arborist.core.schema_text import ANY_OBJECT, MAX_SCHEMA_BYTES, check_schema
+from arborist.core.schema_text import (
+    ANY_OBJECT,
+    MAX_SCHEMA_BYTES,
+    RESPONSE_FORMAT,
+    check_schema,
+)
 from arborist.core.shape import MAX_DEPTH, MAX_NUM_DRAFT_TOKENS, MAX_TOP_K
 from arborist.orchestrator.api.incoming import (
     ChatPrompt,
@@ -255,14 +260,14 @@ class Validator:
             return None
         if self._tokenizer is None:
             raise InvalidArgumentError(
-                "response_format", "given", "absent: the model served has no tokenizer"
+                RESPONSE_FORMAT, "given", "absent: the model served has no tokenizer"
             )
         if request.ignore_eos:
             # Behind a finished document nothing else may come.
             raise InvalidArgumentError("ignore_eos", "true", "false with response_format")
         if isinstance(asked, JsonObjectFormat):
             return ANY_OBJECT
-        field, limits = "response_format.json_schema", self._limits
+        field, limits = f"{RESPONSE_FORMAT}.json_schema", self._limits
         _check_text(field, asked.schema)
         check_schema(field, asked.schema, limits.max_schema_bytes, limits.max_schema_depth)
         return asked.schema

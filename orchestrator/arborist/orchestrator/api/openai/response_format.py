@@ -8,10 +8,10 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import PlainValidator
 
 from arborist.core.errors import InvalidArgumentError
+from arborist.core.schema_text import RESPONSE_FORMAT
 from arborist.orchestrator.api.incoming import JsonObjectFormat, JsonSchemaFormat, ResponseFormat
 
-_FIELD = "response_format"
-_SCHEMA_FIELD = f"{_FIELD}.json_schema"
+_SCHEMA_FIELD = f"{RESPONSE_FORMAT}.json_schema"
 # What `json_schema` may say besides; every schema is kept to strictly.
 _TYPES: dict[str, tuple[type, str]] = {
     "name": (str, "text"),
@@ -29,17 +29,17 @@ def read_format(value: Any) -> ResponseFormat | None:
         InvalidArgumentError: Names the part that is wrong.
     """
     if not isinstance(value, dict):
-        raise InvalidArgumentError(_FIELD, "no object", "an object with a type")
+        raise InvalidArgumentError(RESPONSE_FORMAT, "no object", "an object with a type")
     kind = value.get("type")
     known = {"type", "json_schema"} if kind == "json_schema" else {"type"}
-    _refuse_others(_FIELD, value, known)
+    _refuse_others(RESPONSE_FORMAT, value, known)
     if kind == "json_schema":
         return _schema_format(value.get("json_schema"))
     if kind == "json_object":
         return JsonObjectFormat()
     if kind != "text":
         raise InvalidArgumentError(
-            f"{_FIELD}.type", "another", "'text', 'json_object' or 'json_schema'"
+            f"{RESPONSE_FORMAT}.type", "another", "'text', 'json_object' or 'json_schema'"
         )
     return None
 

@@ -35,6 +35,7 @@ from arborist.core.logprobs import TokenLogprobs, token_logprobs
 from arborist.core.prefix import Prefix, PrefixCounts
 from arborist.core.processors import LogitProcessors, make_processors
 from arborist.core.sampling import SamplingParams, draw_tokens
+from arborist.core.schema_text import RESPONSE_FORMAT
 from arborist.core.shape import MAX_NUM_DRAFT_TOKENS
 from arborist.core.tree import check_tree, node_paths
 from arborist.target.grammar_compiler import GrammarCompiler, GrammarLimits

@@ -180,7 +180,7 @@ class Commands:
             16,
             prompt_length,
             end_token_ids,
-            json_schema,
+            json_schema=json_schema,
         )
         return target_wire.open_command(
             self._stream.next_id(), self.session_id, self.epoch, request

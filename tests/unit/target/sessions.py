@@ -108,7 +108,7 @@ class Decoder:
                 len(prompt),
                 end_token_ids,
                 None if scope is None else Prefix.of(scope, prompt[:-1]),
-                json_schema,
+                json_schema=json_schema,
             ),
         )
         self.num_reused = engine.num_reused(self.key)

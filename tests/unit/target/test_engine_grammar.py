@@ -14,17 +14,28 @@ from hypothesis import strategies as st
 from tests.unit.api.tokenizers import byte_level_tokenizer
 from tests.unit.target.conftest import save
 from tests.unit.target.conftest import settings as sizes
-from tests.unit.target.sessions import Decoder, TinyModel, draft_tree, failed, run_one, verified
+from tests.unit.target.sessions import (
+    STATES,
+    Decoder,
+    TinyModel,
+    draft_tree,
+    failed,
+    prefilled,
+    run_one,
+    verified,
+)
 from transformers import LlamaConfig
 
 from arborist.core.engine import Prefill, TargetOpen, Verify
 from arborist.core.errors import InvalidArgumentError
+from arborist.core.prefix import Prefix
 from arborist.core.sampling import SamplingParams
 from arborist.orchestrator.api.tokenizer import Tokenizer
 from arborist.target.engine import HfTargetEngine, load_target
 
 END = 0
 LIMIT = 60
+OBJECT = '{"type": "object"}'
 TOKENIZER = byte_level_tokenizer()
 
 leaves = st.sampled_from(
@@ -83,7 +94,13 @@ def speaking(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 @pytest.fixture(scope="module")
 def engine(speaking: TinyModel) -> Iterator[HfTargetEngine]:
     """It loads nothing for grammars until the first schema comes."""
-    engine = load_target(speaking.folder, device="cpu", dtype="float32", kv_capacity_tokens=2048)
+    engine = load_target(
+        speaking.folder,
+        device="cpu",
+        dtype="float32",
+        kv_capacity_tokens=4096,
+        prefix_cache_tokens=512,
+    )
     assert engine._grammars is not None
     assert engine._grammars._ready is None
     yield engine
@@ -181,10 +198,43 @@ def test_a_rebuilt_session_goes_on_as_before(
     truth = until_the_end(Decoder(engine, prompt, "plain", sampling=sampling, json_schema=schema))
     log = prompt + truth[:lost_after]
     key = ("controller", "again")
-    engine.open(key, TargetOpen(sampling, None, 100, 20, len(prompt), (), schema))
+    engine.open(key, TargetOpen(sampling, None, 100, 20, len(prompt), (), json_schema=schema))
 
     run_one(engine, Prefill(key, 0, log[:6], last=False))
     run_one(engine, Prefill(key, 6, log[6:-1], last=False))
+    while len(log) < len(prompt) + len(truth):
+        log.append(verified(run_one(engine, Verify(key, len(log), log[-1], [], []))).bonus)
+        engine.check_integrity()
+
+    assert log[len(prompt) :] == truth
+
+
+@pytest.mark.parametrize("known", [0, 6])
+def test_tokens_taken_over_count_like_computed_ones(
+    speaking: TinyModel, engine: HfTargetEngine, known: int
+) -> None:
+    """Prompt alone, or committed output too: the grammar goes on where it must."""
+    schema = json.dumps({"type": "array", "items": {"type": "integer"}, "minItems": 4})
+    sampling = SamplingParams(temperature=1.0, seed=8)
+    prompt = speaking.prompt(20 + known, 40)
+    scope = f"tenant {known}"
+    first = Decoder(engine, prompt, "first", sampling=sampling, json_schema=schema, scope=scope)
+    truth = until_the_end(first)
+    engine.keep(first.key)
+    engine.release(first.key)
+
+    log, key = prompt + truth[:known], ("controller", "again")
+    prefix = Prefix.of(scope, log[:-1])
+    engine.open(
+        key,
+        TargetOpen(sampling, STATES, 110, 20, len(prompt), (), prefix=prefix, json_schema=schema),
+    )
+    reused = engine.num_reused(key)
+    rest = log[reused:] if known == 0 else log[reused:-1]
+    assert reused > 20
+    if rest:
+        outcome = prefilled(run_one(engine, Prefill(key, reused, rest, last=known == 0)))
+        log += [] if outcome.root is None else [outcome.root]
     while len(log) < len(prompt) + len(truth):
         log.append(verified(run_one(engine, Verify(key, len(log), log[-1], [], []))).bonus)
         engine.check_integrity()
@@ -248,7 +298,7 @@ def test_a_schema_that_cannot_be_compiled_is_refused(
 ) -> None:
     """With the library's reason in one line; nothing is reserved, again and again."""
     reserved = engine.kv_reserved_tokens
-    request = TargetOpen(SamplingParams(), None, 40, 4, 3, (), json.dumps(schema))
+    request = TargetOpen(SamplingParams(), None, 40, 4, 3, json_schema=json.dumps(schema))
     for refuse in (lambda: engine.prepare(request), lambda: engine.open(("c", "s"), request)):
         with pytest.raises(InvalidArgumentError) as caught:
             refuse()
@@ -262,7 +312,7 @@ def test_a_schema_that_cannot_be_compiled_is_refused(
 def test_a_target_without_tokenizer_says_so(llama: TinyModel) -> None:
     """By the field's name, before anything is reserved."""
     engine = load_target(llama.folder, device="cpu", dtype="float32", kv_capacity_tokens=128)
-    request = TargetOpen(SamplingParams(), None, 40, 4, 3, (), '{"type": "object"}')
+    request = TargetOpen(SamplingParams(), None, 40, 4, 3, json_schema=OBJECT)
     with pytest.raises(InvalidArgumentError, match=r"response_format.*no tokenizer"):
         engine.prepare(request)
     with pytest.raises(InvalidArgumentError, match=r"response_format.*no tokenizer"):

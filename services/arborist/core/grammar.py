@@ -158,11 +158,19 @@ def mask_logits(scores: Tensor, masks: npt.NDArray[np.uint8]) -> None:
         scores: float, shape (rows, vocab).
         masks: Of the same rows, as `Grammar.masks` returns them, at least vocab bits wide.
     """
-    rows, vocab_size = scores.shape
-    packed = torch.from_numpy(masks).to(scores.device)  # [R, B]
-    shifts = torch.arange(8, dtype=torch.uint8, device=scores.device)
-    bits = (packed[:, :, None] >> shifts) & 1  # [R, B, 8]
-    scores.masked_fill_(bits.view(rows, -1)[:, :vocab_size] == 0, -math.inf)
+    scores.masked_fill_(~_unpacked(masks, scores.shape[-1], scores.device), -math.inf)
+
+
+def _unpacked(masks: npt.NDArray[np.uint8], vocab_size: int, device: torch.device) -> Tensor:
+    """Returns masks as bool, shape (rows, vocab)."""
+    if device.type == "cpu":
+        bits = np.unpackbits(masks, axis=1, count=vocab_size, bitorder="little")
+        return torch.from_numpy(bits).view(torch.bool)
+    # They travel packed.
+    packed = torch.from_numpy(masks).to(device)  # [R, B]
+    shifts = torch.arange(8, dtype=torch.uint8, device=device)
+    spread = (packed[:, :, None] >> shifts) & 1  # [R, B, 8]
+    return spread.flatten(1)[:, :vocab_size].bool()
 
 
 def one_line(reason: str, longest: int = 200) -> str:

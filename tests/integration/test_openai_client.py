@@ -4,11 +4,12 @@ import asyncio
 import json
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 from tests.integration.http_server import MODEL, BothDoors, both_doors
 from tests.integration.loopback import until
 
@@ -289,3 +290,56 @@ async def test_a_client_that_leaves_frees_everything(doors: BothDoors) -> None:
         await leave(stream)
         await until(lambda: doors.running.controller.load() == (0, 0))
     await asyncio.to_thread(doors.wait_idle)
+
+
+class Verdict(BaseModel):
+    """What a model shall fill in."""
+
+    correct: bool
+    mark: Literal["good", "fair", "poor"]
+
+
+def test_a_schema_is_kept_to(client: openai.OpenAI, plain: Any) -> None:
+    """The client's own parser gets an object; gRPC without a draft says the same text."""
+    parsed = client.chat.completions.parse(
+        model=MODEL, messages=MESSAGES, max_completion_tokens=100, response_format=Verdict
+    )
+    choice = parsed.choices[0]
+    assert isinstance(choice.message.parsed, Verdict)
+    assert choice.finish_reason == "stop"
+    schema = {
+        "type": "object",
+        "properties": {"correct": {"type": "boolean"}, "mark": {"enum": ["good", "fair", "poor"]}},
+        "required": ["correct", "mark"],
+        "additionalProperties": False,
+    }
+    told = plain([Message("user", QUESTION)], max_tokens=100, json_schema=schema)
+    assert told.text == choice.message.content
+    assert told.summary.finish_reason == "eos"
+
+
+def test_any_object_may_be_asked_for(client: openai.OpenAI) -> None:
+    """Streamed: the text is an object, or its beginning when the tokens ended."""
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=MESSAGES,
+        max_completion_tokens=40,
+        response_format={"type": "json_object"},
+        stream=True,
+    )
+    chunks = list(stream)
+    text = "".join(one.choices[0].delta.content or "" for one in chunks if one.choices)
+    assert text.startswith("{")
+    if chunks[-1].choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(text), dict)
+
+
+def test_a_schema_that_cannot_be_compiled_is_a_bad_request(client: openai.OpenAI) -> None:
+    """400 with the compiler's reason, streamed or not."""
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError, match="Unimplemented keys") as caught:
+            client.chat.completions.create(
+                model=MODEL, messages=MESSAGES, response_format=wanted, stream=stream
+            )
+        assert caught.value.param == "response_format"

@@ -521,7 +521,8 @@ class Decoder:
         """
         target = await self._workers.target(avoid=self._lost_target)
         self._target_epoch += 1
-        draft = self._pick_draft()
+        # The session's own draft, if it has one: a new target keeps the features that it reads.
+        draft = self._draft or self._pick_draft()
         self._num_reused = await target.open(
             self._session.session_id,
             self._target_epoch,

@@ -23,6 +23,9 @@ from arborist.orchestrator.round import Round
 # Fewest rounds between two tries of a larger tree, and the share of the time they may cost.
 PROBE_ROUNDS = 8
 _PROBE_SHARE = 0.02
+_MAX_CREDIT_ROUNDS = 64
+# What lies between forwards is believed up to so many times what they take.
+_MOST_REST = 4.0
 # Every so many tries are of the whole tree, the others of the next larger one.
 _WHOLE_TREE_PROBES = 4
 # Sizes that requests ask for are few; the acceptance of so many is kept.
@@ -187,27 +190,33 @@ class Experience:
             drafted: Whether it had a draft.
             num_sessions: Sessions that share the target.
         """
-        self._credit_ms += _PROBE_SHARE * total_ms / num_sessions
+        # No more than a few tries are saved up: later ones shall not crowd.
+        credit_ms = self._credit_ms + _PROBE_SHARE * total_ms / num_sessions
+        self._credit_ms = min(credit_ms, _MAX_CREDIT_ROUNDS * forwards_ms / num_sessions)
         if self._rounds_to_settle > 0:
             self._rounds_to_settle -= 1
             return
         if drafted != self._drafting:
             return  # A try, or a draft that is gone: the others' forwards made its time.
         # Below zero when forwards take less than the tables say: then it sets them right.
-        rest_ms = (total_ms - forwards_ms) / num_sessions
+        least_ms = -forwards_ms / num_sessions
+        rest_ms = min(
+            max(least_ms, (total_ms - forwards_ms) / num_sessions), -_MOST_REST * least_ms
+        )
         key = (drafted, _bucket(num_sessions))
         seen = self._rest_ms.get(key)
         if seen is None:
             self._rest_ms[key] = rest_ms
         else:
             # A round that something else held up says little of the next one.
-            rest_ms = min(rest_ms, seen + max(seen, forwards_ms / num_sessions))
+            rest_ms = min(rest_ms, seen + max(abs(seen), -least_ms))
             # Sessions that share a forward saw the same once, not so many times.
             self._rest_ms[key] = seen + _WEIGHT / num_sessions * (rest_ms - seen)
         # What was learned of the other kind fades, so that it is tried again.
         other = (not drafted, key[1])
         if other in self._rest_ms:
-            self._rest_ms[other] -= _FADING / num_sessions * abs(self._rest_ms[other])
+            faded = self._rest_ms[other] - _FADING / num_sessions * abs(self._rest_ms[other])
+            self._rest_ms[other] = max(faded, least_ms)
 
 
 class Experiences:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from pydantic import BaseModel, FailFast, Field
@@ -84,7 +85,10 @@ class Tokenization:
         asked = TokenizeRequest.read(await self._body(request))
         model = choose_model(asked.model, self._completions.generator.models())
         ids = await self._completions.encode(asked.to_encode())
-        names = [self._labels.text(one) for one in ids] if asked.return_token_strs else None
+        names = None
+        if asked.return_token_strs:
+            # Two decodes a token: not between other sessions' rounds.
+            names = await asyncio.to_thread(lambda: [self._labels.text(one) for one in ids])
         return _response(
             TokenizeAnswer(
                 count=len(ids), max_model_len=model.context_length, tokens=ids, token_strs=names
@@ -105,7 +109,8 @@ class Tokenization:
                 raise InvalidArgumentError(
                     f"tokens[{index}]", token, f"an id in [0, {model.vocab_size})"
                 )
-        return _response(DetokenizeAnswer(prompt=tokenizer.decode(asked.tokens)))
+        text = await asyncio.to_thread(tokenizer.decode, asked.tokens)
+        return _response(DetokenizeAnswer(prompt=text))
 
     async def _body(self, request: Request) -> bytes:
         return await read_body(request.scope, request.receive, self._limits)

@@ -1,5 +1,5 @@
 # Everything a person runs. `make demo` and `make test` need git, make and Python >= 3.11, nothing else;
-# `make check` also needs npm, because buf comes from there.
+# `make check` also needs npm, because buf comes from there, and so does `make typescript`.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -11,7 +11,8 @@ ARGS ?=
 # What `make check` compares the contracts with.
 BREAKING_REF ?= $(shell git rev-parse --quiet --verify main || git rev-parse --quiet --verify origin/main)
 
-.PHONY: help demo serve test check gen proto fmt lint typecheck imports buf stubs constraints wheel clean
+.PHONY: help demo serve test check gen proto fmt lint typecheck imports buf stubs constraints wheel \
+  typescript clean
 
 help:  ## Print the targets.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,8 +27,8 @@ help:  ## Print the targets.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-node_modules/.package-lock.json: package.json package-lock.json
-	@command -v npm >/dev/null || { echo "make check needs npm (Node.js >= 18), which gives buf: install Node.js and npm" >&2; exit 1; }
+node_modules/.package-lock.json: package.json package-lock.json services/typescript/package.json
+	@command -v npm >/dev/null || { echo "this needs npm (Node.js >= 18), which gives buf and TypeScript: install Node.js and npm" >&2; exit 1; }
 	@# Not `npm ci`: it refuses a lock without the platforms that a partial registry does not carry.
 	@npm install --no-save --silent --no-audit --no-fund --ignore-scripts
 	@touch $@
@@ -83,6 +84,9 @@ constraints: .venv/stamp  ## Write constraints.txt from what .venv holds now.
 wheel: .venv/stamp  ## Build the wheel into dist/.
 	@$(BIN)/python -m build --wheel --outdir dist .
 
+typescript: node_modules/.package-lock.json  ## Build the TypeScript client into services/typescript/dist/.
+	@npm run --silent build --workspace arborist-client
+
 clean:  ## Remove the environment, tools and caches.
-	@rm -rf .venv node_modules dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv node_modules services/typescript/dist services/typescript/src/gen dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,7 +25,10 @@ SKIPS = pytest.StashKey["list[tuple[str, str, bool]]"]()
 def _missing_tool(marker: str) -> str | None:
     """Says what a marked test lacks on this machine, or None when it can run."""
     if marker == "node":
-        return None if shutil.which("node") and shutil.which("npm") else "Node.js and npm"
+        if not (shutil.which("node") and shutil.which("npm")):
+            return "Node.js and npm"
+        client = REPOSITORY / "node_modules/arborist-client"
+        return None if client.exists() else "the packages of npm (make typescript)"
     if marker == "browser":
         found = any(shutil.which(name) for name in ("chromium", "chromium-browser"))
         return None if found else "Chromium"

@@ -47,9 +47,12 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(SCENARIOS, folder)
     for index, example in enumerate(Document("docs/clients.md").blocks("ts")):
         (folder / f"example_{index}.mts").write_text(example, encoding="utf-8")
-    settings = {"declaration": False, "rootDir": ".", "outDir": "."}
-    extends = str(PACKAGE / "tsconfig.json")
-    project = {"extends": extends, "compilerOptions": settings, "include": ["*.mts"]}
+    project = {
+        "extends": str(PACKAGE / "tsconfig.json"),
+        "compilerOptions": {"declaration": False, "rootDir": ".", "outDir": "."},
+        "include": ["*.mts"],
+        "exclude": [],  # By default that is all of outDir.
+    }
     (folder / "tsconfig.json").write_text(json.dumps(project), encoding="utf-8")
     run_tool("npm", "run", "--silent", "build", cwd=PACKAGE)
     run_tool(str(REPOSITORY / "node_modules/.bin/tsc"), cwd=folder)
@@ -138,7 +141,7 @@ async def test_a_completion_is_what_the_python_client_gets(run: Run) -> None:
 
     sent, sent_by_python = generator.requests
     assert sent.client_key == client_key([("authorization", "Bearer secret")], "")
-    assert (sent.params, sent.seed) == (sent_by_python.params, 2**64 - 1)
+    assert (sent.sampling, sent.seed) == (sent_by_python.sampling, 2**64 - 1)
     for name in ("prompt_token_ids", "max_tokens", "speculation", "stop_token_ids", "ignore_eos"):
         assert getattr(sent, name) == getattr(sent_by_python, name)
     assert sent.traceparent == sent_by_python.traceparent != ""
@@ -196,10 +199,8 @@ async def test_a_signal_that_was_aborted_before_sends_nothing(run: Run) -> None:
 
 
 async def test_a_call_ends_at_its_deadline(run: Run) -> None:
-    """The client's own limit and the call's end what is held, also at the server."""
-    generator = ScriptedGenerator(hold_at=1)
-
-    said = await run("deadline", generator)
+    """The client's own limit and the call's both end a call that is held."""
+    said = await run("deadline", ScriptedGenerator(hold_at=1))
 
     assert [one["code"] for one in said] == ["DEADLINE_EXCEEDED"] * 2
     assert [one["reason"] for one in said] == ["DEADLINE_EXCEEDED"] * 2
@@ -267,10 +268,10 @@ async def test_what_no_message_can_carry_is_refused_by_name(run: Run) -> None:
         "stop_token_ids[0] = 2147483648: must be a 32-bit integer",
         "seed = 18446744073709551616: must be an unsigned 64-bit bigint",
         "speculation.top_k = 0.5: must be a 32-bit integer",
-        "logit_bias = a map: must be a number for each 32-bit token id",
+        "logit_bias = an object: must be a number for each 32-bit token id",
         "seed = text: must be an unsigned 64-bit bigint",
         "prompt = undefined: must be text, token ids or messages",
         "prompt = a mixture: must be text, token ids or messages",
-        "address = text: must be host:port or https://host:port",
+        "address = http://: must be host:port or https://host:port",
         "apiKey = text: must be visible ASCII characters, at least one",
     ]

@@ -54,12 +54,11 @@ export class ArboristError extends Error {
   }
 }
 
-/** Returns the error of a value that is refused before anything is sent; never shows a text. */
-export function invalidArgument(field: string, value: unknown, limit: string): ArboristError {
-  const shown = typeof value === "string" ? "text" : String(value).slice(0, 64);
+/** Returns the error of a value that is refused before anything is sent. */
+export function invalidArgument(field: string, value: string, limit: string): ArboristError {
   return new ArboristError({
     code: "INVALID_ARGUMENT",
-    message: `${field} = ${shown}: must be ${limit}`,
-    metadata: { field, value: shown, limit },
+    message: `${field} = ${value}: must be ${limit}`,
+    metadata: { field, value, limit },
   });
 }

@@ -146,14 +146,14 @@ function baseUrlOf(address: string): string {
   try {
     return new URL(url).origin;
   } catch {
-    throw invalidArgument("address", address, "host:port or https://host:port");
+    throw invalidArgument("address", address.slice(0, 64), "host:port or https://host:port");
   }
 }
 
 function checkedKey(key: string | undefined): string | undefined {
   // Headers would refuse it too, and name it in the error.
   if (key !== undefined && !/^[\x21-\x7e]+$/.test(key)) {
-    throw invalidArgument("apiKey", key, "visible ASCII characters, at least one");
+    throw invalidArgument("apiKey", "text", "visible ASCII characters, at least one");
   }
   return key;
 }

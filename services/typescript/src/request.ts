@@ -66,5 +66,5 @@ function isTokenIds(prompt: unknown): prompt is readonly number[] {
 
 function checkText(field: string, text: string): void {
   // Encoding would quietly put another character in the place of half a surrogate pair.
-  if (/\p{Surrogate}/u.test(text)) throw invalidArgument(field, text, "text that UTF-8 can carry");
+  if (/\p{Surrogate}/u.test(text)) throw invalidArgument(field, "text", "text that UTF-8 can carry");
 }

@@ -32,17 +32,21 @@ export function unfitValue(error: unknown, request: GenerateRequest): ArboristEr
     const value = values === undefined ? undefined : Reflect.get(values, field.localName);
     return refusal(field, name(field.name), value);
   }
-  return invalidArgument("request", typeof request, "one that the contract can carry");
+  return invalidArgument("request", "what was given", "one that the contract can carry");
 }
 
 function refusal(field: DescField, name: string, value: unknown): ArboristError {
   if (Array.isArray(value)) {
     const index = value.findIndex((one) => typeof one !== "number" || one !== (one | 0));
-    return invalidArgument(`${name}[${index}]`, value[index], limitOf(field));
+    return invalidArgument(`${name}[${index}]`, shown(value[index]), limitOf(field));
   }
-  // A map's entries are not told apart.
-  const shown = typeof value === "object" ? "a map" : value;
-  return invalidArgument(name, shown, limitOf(field));
+  return invalidArgument(name, shown(value), limitOf(field));
+}
+
+function shown(value: unknown): string {
+  // Never a text itself: it may be a prompt.
+  if (typeof value === "string") return "text";
+  return typeof value === "object" ? "an object" : String(value).slice(0, 64);
 }
 
 function partsOf(request: GenerateRequest): Part[] {

@@ -200,6 +200,7 @@ async def test_a_cache_that_fails_frees_the_session_all_the_same(
     ("field", "scope", "tokens"),
     [
         ("prefix.scope", "s" * 65, [1]),
+        ("prefix.scope", "", [1]),
         ("prefix.tokens", "s", [1] * 65_537),
         ("prefix.tokens", "s", [3, -1]),
     ],

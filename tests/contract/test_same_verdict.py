@@ -28,7 +28,7 @@ SAMPLING = {one.name for one in pb.Sampling.DESCRIPTOR.fields}
 # Field as both doors call it, then values that pass and values that do not.
 NUMBERS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "max_tokens": ((1, 2, 79, 80), (-1, 0, 81)),
-    "temperature": ((0, 1e-9, 99.999, 100), (-1e-9, 100.001, math.nan, math.inf)),
+    "temperature": ((0, 1e-6, 99.999, 100), (-1e-9, 9e-7, 100.001, math.nan, math.inf)),
     "top_k": ((0, 1, 2**31 - 1), (-1,)),
     "top_p": ((1e-9, 0.999, 1), (0, 1.0000001, -0.1, math.nan)),
     "min_p": ((0, 0.5, 1), (-1e-9, 1.0000001, math.nan)),

@@ -152,7 +152,8 @@ class ComputeThread:
             self._ahead_ns[session] = (start_ns, end_ns)
 
     def _note_forward(self, batch: list[Job], seconds: float) -> None:
-        sessions = [job.command.session for job in batch]
+        # One that was given up does not come back.
+        sessions = [job.command.session for job in batch if not job.failed]
         self._gathering.ran(sessions, sum(job.num_tokens for job in batch), seconds)
         for job in self._pending:
             self._gathering.came(job.command.session)
@@ -175,13 +176,14 @@ class ComputeThread:
                 return True
 
     def _gather(self) -> bool:
-        """Waits a moment for sessions that usually come back at once.
+        """Waits a moment for sessions that usually come back at once, if a forward is due.
 
         Returns:
             False once the thread is to end.
         """
         while (
             len(self._pending) < self._max_rows
+            and any(job.num_tokens for job in self._pending)
             and (patience_s := self._gathering.patience_s(time.perf_counter())) > 0.0
         ):
             try:
@@ -318,8 +320,11 @@ class ComputeThread:
         error = internal_error(SessionFailedError, "the session failed")
         _log.exception("incident %s: session given up", error.metadata["incident"])
         job.failed = True
+        session = job.command.session
+        self._gathering.forget(session)
+        self._ahead_ns.pop(session, None)
         try:
-            self._engine.release(job.command.session)
+            self._engine.release(session)
         except Exception:  # noqa: BLE001 - logged; the session is given up anyway
             _log.exception("incident %s: release failed too", error.metadata["incident"])
         return error

@@ -336,8 +336,11 @@ def prefix_from_pb(message: pb.Prefix) -> Prefix:
     """Returns a session's beginning.
 
     Raises:
-        InvalidArgumentError: The scope is too long, or there are too many or negative tokens.
+        InvalidArgumentError: The scope is empty or too long, or there are too many or negative
+            tokens.
     """
+    if not message.scope:
+        raise InvalidArgumentError("prefix.scope", "empty", f"1 to {MAX_SCOPE_LENGTH} characters")
     if len(message.scope) > MAX_SCOPE_LENGTH:
         raise InvalidArgumentError(
             "prefix.scope", f"{len(message.scope)} characters", f"at most {MAX_SCOPE_LENGTH}"

@@ -10,13 +10,12 @@ logits: one rule for all temperatures, whose log-probs are <= 0 and add up along
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from arborist.core.errors import InvalidArgumentError
-from arborist.core.sampling import MAX_TEMPERATURE, token_noise
+from arborist.core.sampling import MAX_TEMPERATURE, MIN_TEMPERATURE, token_noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class NoiseAim:
 
     Attributes:
         seed: Seed of the target's noise, 64 bits unsigned.
-        temperature: The target's, in (0, 100].
+        temperature: The target's, in [1e-6, 100].
     """
 
     seed: int
@@ -34,8 +33,9 @@ class NoiseAim:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 1 << 64:
             raise InvalidArgumentError("noise_seed", self.seed, "an unsigned 64-bit integer")
-        if not (math.isfinite(self.temperature) and 0.0 < self.temperature <= MAX_TEMPERATURE):
-            limit = f"a number in (0, {MAX_TEMPERATURE:g}]"
+        # Comparisons with NaN are false.
+        if not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
+            limit = f"a number in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}]"
             raise InvalidArgumentError("noise_temperature", self.temperature, limit)
 
     def aimed(self, logits: Tensor, position: int, token_ids: Tensor) -> Tensor:

@@ -86,6 +86,27 @@ class PrefixTree:
         with self._lock:
             return self._insert(scope, wanted)
 
+    def take_back(self, scope: Hashable, tokens: Sequence[int], begin: int) -> None:
+        """Undoes the last `insert`, which gave slots that were then not written.
+
+        Args:
+            scope: Whose it is.
+            tokens: The sequence.
+            begin: As `insert` returned it.
+        """
+        wanted = np.asarray(tokens, dtype=np.int64)
+        with self._lock:
+            path = self._walk(scope, wanted)
+            if not path or sum(len(slots) for _, slots in path[:-1]) != begin:
+                return  # Nothing was inserted there.
+            node = path[-1][0]
+            if node.parent is None or node.children:
+                return
+            self._give_back(node.slots)
+            del node.parent.children[int(node.tokens[0])]
+            if node.parent.parent is None and not node.parent.children:
+                del self._roots[scope]
+
     def _insert(self, scope: Hashable, wanted: IntArray) -> tuple[int, IntArray]:
         self._calls += 1
         path = self._walk(scope, wanted)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from arborist.core.errors import InvalidArgumentError
 
-MAX_TEMPERATURE = 100.0
+# Below it, logits divided by it leave the numbers that are told apart.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 100.0
 MAX_LOGIT_BIASES = 300
 MAX_BIAS = 100.0
 MAX_PENALTY = 2.0
@@ -37,7 +38,7 @@ class SamplingParams:
     """How tokens are drawn.
 
     Attributes:
-        temperature: 0 = greedy, else in (0, 100].
+        temperature: 0 = greedy, else in [1e-6, 100].
         top_k: Keep the most probable tokens; 0 = all.
         top_p: Nucleus mass in (0, 1].
         min_p: Minimum probability relative to the best token, in [0, 1]; 0 = off.
@@ -62,10 +63,10 @@ class SamplingParams:
     min_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and 0.0 <= self.temperature <= MAX_TEMPERATURE):
-            raise InvalidArgumentError(
-                "temperature", self.temperature, f"a number in [0, {MAX_TEMPERATURE:g}]"
-            )
+        # Comparisons with NaN are false.
+        if self.temperature != 0.0 and not (MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE):
+            limit = f"0 or a number in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}]"
+            raise InvalidArgumentError("temperature", self.temperature, limit)
         if self.top_k < 0:
             raise InvalidArgumentError("top_k", self.top_k, "0 (off) or a positive integer")
         if not (math.isfinite(self.top_p) and 0.0 < self.top_p <= 1.0):
@@ -76,7 +77,6 @@ class SamplingParams:
             raise InvalidArgumentError("seed", self.seed, "an unsigned 64-bit integer")
         self._check_bias()
         least, most = MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY
-        # Comparisons with NaN are false.
         if not least <= self.repetition_penalty <= most:
             raise InvalidArgumentError(
                 "repetition_penalty", self.repetition_penalty, f"a number in [{least:g}, {most:g}]"

@@ -49,15 +49,18 @@ class PrefixCache:
             tokens: The newest token each row depends on; no more than the region takes.
             region: Where the session's KV lies.
         Returns:
-            Rows copied.
+            Rows copied; 0 when there is no memory to copy them.
         """
         self._num_queried += len(tokens)
         slots = self._tree.match(scope, tokens)
         count = len(slots)
         if not count:
             return 0
-        places = torch.from_numpy(slots).to(self._buffer.device)
-        self._kv.rows(region, 0, count)[:] = self._buffer[:, :, places]
+        try:
+            places = torch.from_numpy(slots).to(self._buffer.device)
+            self._kv.rows(region, 0, count)[:] = self._buffer[:, :, places]
+        except torch.OutOfMemoryError:
+            return 0  # The session then extends it itself.
         self._num_hits += count
         return count
 
@@ -76,8 +79,8 @@ class PrefixCache:
             places = torch.from_numpy(slots).to(self._buffer.device)
             self._buffer[:, :, places] = self._kv.rows(region, begin, begin + len(slots))
         except BaseException:
-            # The tree names slots that were not written: none of it may be used.
-            self._tree = PrefixTree(self._tree.capacity)
+            # These slots were not written: nobody may be given them.
+            self._tree.take_back(scope, tokens, begin)
             raise
 
     def check_integrity(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
@@ -14,8 +15,17 @@ _ROWS_PER_SESSION = 8
 _LENGTH = 4
 
 
-def rehearse(engine: DraftEngine, rows: int) -> float | None:
-    """Expands `rows` nodes, eight of a session, in sessions of its own.
+class RehearsedDraft(DraftEngine, Protocol):
+    """A draft engine that says how wide a level may be."""
+
+    @property
+    def num_draft_ids(self) -> int:
+        """Returns the token ids that can be drafted."""
+        ...
+
+
+def rehearse(engine: RehearsedDraft, rows: int) -> float | None:
+    """Expands `rows` nodes, up to eight of a session, in sessions of its own.
 
     Args:
         engine: The engine; nothing of the sessions is left in it.
@@ -25,7 +35,7 @@ def rehearse(engine: DraftEngine, rows: int) -> float | None:
     Raises:
         ArboristError: It did not work.
     """
-    width = min(_ROWS_PER_SESSION, rows, engine.info.vocab_size)
+    width = min(_ROWS_PER_SESSION, rows, engine.num_draft_ids)
     sessions: list[SessionKey] = [
         ("arborist", f"rehearsal-{number}") for number in range(-(-rows // width))
     ]

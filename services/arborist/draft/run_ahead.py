@@ -46,6 +46,11 @@ class RewindableDraftEngine(DraftEngine, Protocol):
         """Returns the width of a feature row."""
         ...
 
+    @property
+    def num_draft_ids(self) -> int:
+        """Returns the token ids that can be drafted."""
+        ...
+
     def warm_up(self) -> None:
         """Runs once, so that no client pays for first calls."""
         ...
@@ -140,6 +145,11 @@ class RunAheadDraft:
     def kv_reserved_tokens(self) -> int:
         """Returns KV positions reserved by sessions."""
         return self._engine.kv_reserved_tokens
+
+    @property
+    def num_draft_ids(self) -> int:
+        """Returns the token ids that can be drafted."""
+        return self._engine.num_draft_ids
 
     def open(self, session: SessionKey, request: DraftOpen) -> int:
         """Opens a session; see the engine."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from arborist.core.errors import MismatchError
-from arborist.draft.target_facts import TargetFacts
+from arborist.draft.target_facts import TargetFacts, first_line, read_text_config
 
 
 def check_shared_tokens(source: str, revision: str | None, target: TargetFacts) -> None:
@@ -19,12 +19,9 @@ def check_shared_tokens(source: str, revision: str | None, target: TargetFacts) 
         revision: Branch, tag or commit of a hub name.
         target: Its target.
     Raises:
-        MismatchError: One line that says what differs.
+        MismatchError: One line that says what differs, or what cannot be read.
     """
-    config = AutoConfig.from_pretrained(
-        source, revision=revision or "main", trust_remote_code=False
-    ).get_text_config()
-    size = int(config.vocab_size)
+    size = read_text_config(source, revision).vocab_size
     ours, theirs = _tokens(source, revision), _tokens(target.source, target.revision)
     if ours is None or theirs is None:
         if size != target.vocab_size:
@@ -32,6 +29,9 @@ def check_shared_tokens(source: str, revision: str | None, target: TargetFacts) 
                 f"draft {source} has vocab_size {size}, the target {target.vocab_size}, and no "
                 "tokenizer of both shows that the difference is padding"
             )
+        if ours is not None or theirs is not None:
+            without = f"draft {source}" if ours is None else f"target {target.source}"
+            raise MismatchError(f"{without} has no tokenizer, so its tokens cannot be compared")
         return
     for token_id in sorted(ours.keys() & theirs.keys()):
         if ours[token_id] != theirs[token_id]:
@@ -47,12 +47,20 @@ def check_shared_tokens(source: str, revision: str | None, target: TargetFacts) 
 
 
 def _tokens(source: str, revision: str | None) -> dict[int, str] | None:
-    """Returns the token of every id; None = the model has no tokenizer."""
+    """Returns the token of every id; None = the model has no tokenizer.
+
+    Raises:
+        MismatchError: It has one that cannot be read.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision or "main", trust_remote_code=False
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    except Exception as error:  # A missing library, or a plain one of tokenizers.
+        raise MismatchError(
+            f"cannot read the tokenizer of {source}: {first_line(error)}"
+        ) from error
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     return {token_id: token for token, token_id in vocabulary.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from arborist.common.model_files import ModelFiles, tensor_digest
 from arborist.core.errors import MismatchError
@@ -42,13 +42,7 @@ def read_target_facts(source: str | Path, revision: str | None = None) -> Target
         MismatchError: Its configuration cannot be read.
     """
     files = ModelFiles(source, revision)
-    try:
-        config = AutoConfig.from_pretrained(
-            files.source, revision=revision or "main", trust_remote_code=False
-        ).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MismatchError(f"cannot read config.json of {files.source}: {reason}") from error
+    config = read_text_config(files.source, revision)
     try:
         digest = tensor_digest(files.read(files.embedding_name())[0])
     except MismatchError:
@@ -56,3 +50,28 @@ def read_target_facts(source: str | Path, revision: str | None = None) -> Target
     eos = config.eos_token_id
     ids = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
     return TargetFacts(files.source, revision, config.vocab_size, ids, digest)
+
+
+def read_text_config(source: str, revision: str | None) -> PretrainedConfig:
+    """Reads the configuration of a model, or of the language model in it; it has a vocab_size.
+
+    Args:
+        source: Folder or hub name.
+        revision: Branch, tag or commit of a hub name.
+    Raises:
+        MismatchError: It cannot be read, in one line.
+    """
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            source, revision=revision or "main", trust_remote_code=False
+        ).get_text_config()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise MismatchError(f"cannot read config.json of {source}: {first_line(error)}") from error
+    if not isinstance(getattr(config, "vocab_size", None), int):
+        raise MismatchError(f"config.json of {source} has no vocab_size")
+    return config
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an exception's text, or its class when it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -248,6 +248,11 @@ class TreeDraftEngine(ABC):
         return self._kv.reserved
 
     @property
+    def num_draft_ids(self) -> int:
+        """Returns the token ids that can be drafted: the bound of every top_k."""
+        return self._num_draft_ids
+
+    @property
     def num_sessions(self) -> int:
         """Returns the open sessions."""
         return len(self._sessions)
@@ -379,7 +384,8 @@ class TreeDraftEngine(ABC):
             One outcome per item, in order: a Level, a Pool for an ExpandTree, Extended for an
             Extend without level, or an error, which concerns that item alone. After an error the
             session holds the pairs it held; after SessionFailedError of an Extend its tree is
-            gone too, and after any error of an Extend no ExpandTree is taken.
+            gone too, and after any error of an Extend no ExpandTree is taken. A session with a
+            SessionFailedError shares nothing any more.
         """
         if any(isinstance(work, ExpandTree) for work in batch):
             return self._run_trees(batch)
@@ -556,8 +562,10 @@ class TreeDraftEngine(ABC):
         outcomes: list[DraftOutcome] = []
         for plan in plans:
             level = levels.get(plan.index)
-            if level is not None and not bool(np.isfinite(level[1]).all()):
-                outcomes.append(SessionFailedError("the draft's log-probs are not finite"))
+            broken = _what_is_not_finite(plan, forward.states, level)
+            if broken is not None:
+                plan.session.scope = None  # What it holds is doubtful: nobody takes it over.
+                outcomes.append(SessionFailedError(f"the draft's {broken} are not finite"))
                 continue
             outcomes.append(_commit(plan, forward.states, None if level is None else Level(*level)))
         return outcomes
@@ -613,6 +621,17 @@ def _advance(
         outcomes[index] = growth.pool
     else:
         step[index] = work
+
+
+def _what_is_not_finite(
+    plan: DraftPlan, states: Tensor | None, level: tuple[IntArray, FloatArray] | None
+) -> str | None:
+    """Returns what of a plan's results is NaN or infinite; None = nothing."""
+    if level is not None:
+        return None if bool(np.isfinite(level[1]).all()) else "log-probs"
+    if states is None or bool(states[plan.span.rows].isfinite().all()):
+        return None
+    return "states"
 
 
 def _commit(plan: DraftPlan, states: Tensor | None, level: Level | None) -> DraftOutcome:

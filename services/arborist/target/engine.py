@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from arborist.common.causal_model import CausalModel, load_model
+from arborist.common.errors import internal_error
 from arborist.common.packed_attention import PackedBatch, Segment
 from arborist.core.accept import accept
 from arborist.core.engine import (
@@ -41,6 +43,8 @@ from arborist.core.tree import check_tree, node_paths
 from arborist.target.grammar_compiler import GrammarCompiler, GrammarLimits
 from arborist.target.kv import RETRY_AFTER_MS, FeatureRetention, KvPool
 from arborist.target.prefix_cache import PrefixCache
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +224,7 @@ class HfTargetEngine:
             batch: Prompts' chunks and trees.
         Returns:
             One outcome per item, in order; an error concerns that item alone and leaves its
-            session as it was.
+            session as it was, unless something broke that nobody expects: that session is gone.
         """
         outcomes: list[TargetOutcome] = []
         plans: list[_Plan] = []
@@ -248,10 +252,7 @@ class HfTargetEngine:
             )
             return [full if outcome is _UNSETTLED else outcome for outcome in outcomes]
         for plan in plans:
-            try:
-                outcomes[plan.index] = self._settle(plan, packed, logits[plan.logit_rows])
-            except ArboristError as error:
-                outcomes[plan.index] = error
+            outcomes[plan.index] = self._outcome(plan, packed, logits)
         return outcomes
 
     def read_features(self, session: SessionKey, begin: int, end: int) -> Tensor:
@@ -378,6 +379,19 @@ class HfTargetEngine:
             logit_rows += range(plan.rows.stop - num_logits, plan.rows.stop)
         return self._model.forward(packed, tokens, positions, logit_rows)
 
+    def _outcome(self, plan: _Plan, packed: PackedBatch, logits: Tensor) -> TargetOutcome:
+        """Settles an item; raises nothing, for the items before it are committed."""
+        try:
+            return self._settle(plan, packed, logits[plan.logit_rows])
+        except ArboristError as error:
+            return error
+        except Exception:  # noqa: BLE001 - one bad item must not make the others run again
+            failed = internal_error(SessionFailedError, "the session failed")
+            _log.exception("incident %s: session given up", failed.metadata["incident"])
+            # Some of its rows may be committed and some not.
+            self.release(plan.work.session)
+            return failed
+
     @torch.inference_mode()
     def _settle(self, plan: _Plan, packed: PackedBatch, logits: Tensor) -> TargetOutcome:
         if isinstance(plan.work, Prefill):
@@ -413,6 +427,8 @@ class HfTargetEngine:
         node_tokens, margins = _draw(plan, logits, positions)
         walk = accept(work.tokens, work.parent_indices, node_tokens)
         kept = [0, *walk.accepted_nodes]
+        drawn = [node_tokens[node] for node in kept]
+        logprobs = _logprobs(logits, drawn, work.num_logprobs, kept)
         features = _features(plan, packed, kept)
         self._pool.compact(work.session, kept, features)
         plan.session.append([plan.tokens[node] for node in kept])
@@ -422,7 +438,7 @@ class HfTargetEngine:
             features if work.want_features else None,
             node_tokens if work.want_node_tokens else [],
             min(margins[node] for node in kept),
-            _logprobs(logits, [node_tokens[node] for node in kept], work.num_logprobs, kept),
+            logprobs,
         )
 
 

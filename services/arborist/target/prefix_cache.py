@@ -129,8 +129,8 @@ class PrefixCache:
             if ring is not None:
                 self._features[ring.layout][places] = ring.read(begin, end)
         except BaseException:
-            # The tree names slots that were not all written: none of it may be used.
-            self._tree = PrefixTree(self._tree.capacity)
+            # These slots were not all written: nobody may be given them.
+            self._tree.take_back((scope, spec), tokens, begin)
             raise
 
     def check_integrity(self) -> None:

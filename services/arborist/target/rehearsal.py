@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from arborist.core.engine import Prefill, SessionKey, TargetEngine, TargetOpen, Verify
-from arborist.core.errors import ArboristError
+from arborist.core.errors import ArboristError, ResourceExhaustedError
 from arborist.core.sampling import SamplingParams
 from arborist.core.shape import MAX_NUM_DRAFT_TOKENS
 
@@ -20,7 +20,8 @@ def rehearse(engine: TargetEngine, rows: int) -> float | None:
         engine: The engine; nothing of the session is left in it.
         rows: Rows of the forward, root included.
     Returns:
-        Milliseconds of the forward; None when one session cannot have so many rows.
+        Milliseconds of the forward; None when one session cannot have so many rows, or memory
+        does not suffice.
     Raises:
         ArboristError: It did not work.
     """
@@ -30,14 +31,16 @@ def rehearse(engine: TargetEngine, rows: int) -> float | None:
         return None
     if length + rows > engine.kv_capacity_tokens - engine.kv_reserved_tokens:
         return None
-    engine.open(_SESSION, TargetOpen(SamplingParams(), None, length, nodes))
     try:
+        engine.open(_SESSION, TargetOpen(SamplingParams(), None, length, nodes))
         prompt = Prefill(_SESSION, 0, [0] * _PROMPT_TOKENS, last=True, want_features=False)
         tree = Verify(_SESSION, length, 0, [0] * nodes, list(range(nodes)), want_features=False)
         _run(engine, prompt)
         start = time.perf_counter()
         _run(engine, tree)
         return (time.perf_counter() - start) * 1e3
+    except ResourceExhaustedError:
+        return None
     finally:
         engine.release(_SESSION)
 

@@ -98,7 +98,10 @@ def test_a_model_without_tokenizer_prints_ids(capsys: pytest.CaptureFixture[str]
         ([*LOCAL, "--prompt-ids", ""], "prompt = 0 tokens: must be at least 1 token"),
         ([*LOCAL, "--prompt-ids", "99999999999"], "token_ids[0] = 99999999999"),
         ([*LOCAL, "--prompt", "text"], "the model served has no tokenizer"),
-        ([*LOCAL, *IDS, "--temperature", "nan"], "temperature = nan: must be a number in [0, 100]"),
+        (
+            [*LOCAL, *IDS, "--temperature", "nan"],
+            "temperature = nan: must be 0 or a number in [1e-06, 100]",
+        ),
         ([*LOCAL, *IDS, "--depth", "17"], "speculation.depth = 17"),
         ([*LOCAL, *IDS, "--seed", "-1"], "seed = -1: must be an unsigned 64-bit integer"),
         ([*LOCAL, *IDS, "--max-tokens", "0"], "max_tokens = 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from arborist.common.command import Command, RunWork
 from arborist.common.compute_thread import ComputeThread
 from arborist.common.job import Job
+from arborist.core.engine import SessionKey
 from arborist.core.stamp import Stamp
 
 
@@ -125,3 +127,53 @@ def test_pairs_are_answered_in_order_and_together(
     assert told == answers
     if names[-1] == "a2+" and len(names) == 2:
         assert [count for count, _ in found] == [2, 2]
+
+
+class BrokenEngine(Engine):
+    """Fails every forward."""
+
+    def run(self, batch: list[Any]) -> list[Any]:
+        """Raises."""
+        raise RuntimeError("broken")
+
+    def release(self, session: SessionKey) -> None:
+        """Does nothing."""
+
+
+def test_nobody_waits_for_a_session_that_was_given_up() -> None:
+    """It does not come back, so the next forward begins at once."""
+    thread = compute_thread(BrokenEngine(), gather_share=1.0)
+    one = job("a", 1)
+
+    thread._run_batch([one])
+    thread._note_forward([one], 1.0)
+    thread._gathering._until_s = math.inf
+
+    assert one.failed
+    assert thread._gathering.patience_s(0.0) == 0.0
+
+
+def test_what_is_no_forward_waits_for_nobody() -> None:
+    """An open or a release runs at once, whoever may still come."""
+    thread = compute_thread(Engine(), gather_share=1.0)
+    thread._gathering.ran([("c", "late")], 1, 1.0)
+    thread._gathering._until_s = math.inf
+    assert thread._gathering.patience_s(0.0) > 0.0
+
+    thread._pending = [job("a", 1, num_tokens=0)]
+
+    assert thread._gather()
+
+
+def compute_thread(engine: Engine, gather_share: float) -> ComputeThread:
+    """Returns a thread that was not started."""
+    return ComputeThread(
+        engine,  # type: ignore[arg-type]
+        read=lambda session, rows: None,
+        finish=lambda outcome: outcome,
+        deliver=lambda jobs: None,
+        max_rows=8,
+        max_batch_tokens=100,
+        name="test",
+        gather_share=gather_share,
+    )

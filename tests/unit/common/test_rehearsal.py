@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from arborist.core.engine import DraftEngine, TargetEngine
-from arborist.draft.engine import load_draft
+from arborist.core.engine import TargetEngine
+from arborist.draft.engine import EagleDraftEngine, load_draft
 from arborist.draft.rehearsal import rehearse as rehearse_draft
 from arborist.target.engine import load_target
 from arborist.target.rehearsal import rehearse as rehearse_target
@@ -21,7 +22,7 @@ def target() -> TargetEngine:
 
 
 @pytest.fixture(scope="module")
-def draft() -> DraftEngine:
+def draft() -> EagleDraftEngine:
     """Returns the golden head, with room for a few dozen sessions' trees."""
     return load_draft(
         PAIR / "eagle_head",
@@ -43,7 +44,7 @@ def test_a_target_says_what_rows_take_and_keeps_nothing(target: TargetEngine, ro
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 40])
-def test_a_draft_says_what_rows_take_and_keeps_nothing(draft: DraftEngine, rows: int) -> None:
+def test_a_draft_says_what_rows_take_and_keeps_nothing(draft: EagleDraftEngine, rows: int) -> None:
     """Eight rows of a session."""
     ms = rehearse_draft(draft, rows)
 
@@ -52,9 +53,38 @@ def test_a_draft_says_what_rows_take_and_keeps_nothing(draft: DraftEngine, rows:
     assert draft.kv_reserved_tokens == 0
 
 
-def test_rows_that_do_not_fit_are_left_out(target: TargetEngine, draft: DraftEngine) -> None:
+def test_rows_that_do_not_fit_are_left_out(target: TargetEngine, draft: EagleDraftEngine) -> None:
     """Neither more nodes than a tree may have, nor more than the KV holds."""
     assert rehearse_target(target, 128) is None
     assert rehearse_target(target, 300) is None
     assert rehearse_draft(draft, 100_000) is None
     assert target.kv_reserved_tokens == draft.kv_reserved_tokens == 0
+
+
+def test_a_draft_of_few_ids_is_rehearsed_too() -> None:
+    """A vocabulary file may name fewer ids than a level of the rehearsal would have."""
+    few = load_draft(
+        PAIR / "eagle_head",
+        PAIR / "target",
+        device="cpu",
+        dtype="float32",
+        kv_capacity_tokens=4096,
+        token_ids=[1, 2, 3],
+    )
+
+    assert rehearse_draft(few, 4) is not None
+    assert few.kv_reserved_tokens == 0
+
+
+def test_a_forward_without_memory_is_left_out(
+    target: TargetEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many rows for the device do not stop the start."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr("arborist.common.causal_model.CausalModel.forward", full)
+
+    assert rehearse_target(target, 16) is None
+    assert target.kv_reserved_tokens == 0

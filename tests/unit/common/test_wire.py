@@ -180,7 +180,7 @@ def test_stamps_cross(epoch: int, tree_id: int, step: int) -> None:
 @given(
     st.builds(
         SamplingParams,
-        temperature=st.floats(0, 100),
+        temperature=st.just(0.0) | st.floats(1e-6, 100),
         top_k=st.integers(0, 2**31 - 1),
         top_p=st.floats(1e-9, 1),
         min_p=st.floats(0, 1),

@@ -60,10 +60,10 @@ def test_scores_are_how_often_each_token_is_drawn() -> None:
     assert np.all(np.abs(share - chance) <= 5 * np.sqrt(chance * (1 - chance) / trials) + 1e-4)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, 100.5, math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 9e-7, -1.0, 100.5, math.nan, math.inf])
 def test_a_temperature_without_noise_is_refused(temperature: float) -> None:
     """The message names field, value and limit."""
-    with pytest.raises(InvalidArgumentError, match=r"noise_temperature = .*in \(0, 100\]"):
+    with pytest.raises(InvalidArgumentError, match=r"noise_temperature = .*in \[1e-06, 100\]"):
         NoiseAim(1, temperature)
 
 

@@ -96,3 +96,17 @@ def test_asking_for_a_length_uses_nothing() -> None:
     assert tree.length("s", [1, 1, 1]) == 2
     tree.insert("s", [3, 3])
     assert tree.length("s", [1, 1]) == 0
+
+
+def test_an_insert_taken_back_leaves_what_was_there_before():
+    """Its slots are free again, and so is the scope that it opened."""
+    tree = PrefixTree(10)
+    tree.insert("s", [1, 2, 3])
+    for scope, tokens in (("s", [1, 2, 3, 4]), ("s", [1, 9]), ("s", [7]), ("t", [1, 2])):
+        begin, _ = tree.insert(scope, tokens)
+        tree.take_back(scope, tokens, begin)
+        tree.check_integrity()
+        assert tree.num_tokens == 3
+    assert len(tree.match("s", [1, 2, 3, 4])) == 3
+    assert len(tree.match("t", [1, 2])) == 0
+    assert len(tree.insert("t", [5] * 7)[1]) == 7

@@ -213,6 +213,7 @@ def test_choices_have_seeds_of_their_own() -> None:
     ("field", "value"),
     [
         ("temperature", -0.1),
+        ("temperature", 9e-7),
         ("temperature", math.nan),
         ("temperature", math.inf),
         ("temperature", 100.5),

@@ -32,6 +32,8 @@ from arborist.draft.any_draft import load_any_draft
 from arborist.draft.language_model_engine import LanguageModelDraftEngine
 from arborist.draft.language_model_files import is_language_model
 from arborist.draft.run_ahead import RunAheadDraft
+from arborist.draft.shared_tokens import check_shared_tokens
+from arborist.draft.target_facts import read_target_facts
 from arborist.draft.tree_engine import SCRATCH_TOKENS, TreeDraftEngine
 
 A: SessionKey = ("controller", "a")
@@ -312,6 +314,7 @@ def test_a_padded_vocabulary_is_taken_when_the_tokenizers_agree(
         (50, {"w7": "other"}, VOCAB, "id 7 is 'other', the target's is 'w7'"),
         (40, {}, 45, "vocab_size 45: the target's tokenizer has ids up to 49"),
         (None, {}, 70, "vocab_size 70, the target 61, and no tokenizer"),
+        (None, {}, VOCAB, "draft .* has no tokenizer, so"),
     ],
 )
 def test_other_tokens_are_refused_in_one_line(
@@ -329,6 +332,22 @@ def test_other_tokens_are_refused_in_one_line(
         draft = with_tokenizer(tmp_path / "draft", draft, draft_size, **changed)
     with pytest.raises(MismatchError, match=said) as refused:
         load(draft, target)
+    assert "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("tokenizer.json", "tokenizer of .*draft"), ("config.json", "config.json of .*draft")],
+)
+def test_files_that_cannot_be_read_are_named_in_one_line(
+    name: str, said: str, tmp_path: Path, folders: dict[str, Path]
+) -> None:
+    """A broken download is no wall of text."""
+    target = with_tokenizer(tmp_path / "target", folders["llama"], 50)
+    draft = with_tokenizer(tmp_path / "draft", folders["llama"], 50)
+    (draft / name).write_text('{"version": "1.0"}' if name == "tokenizer.json" else "{}")
+    with pytest.raises(MismatchError, match=said) as refused:
+        check_shared_tokens(str(draft), None, read_target_facts(target))
     assert "\n" not in refused.value.message
 
 

@@ -13,14 +13,14 @@ from tests.unit.draft.tiny_language_model import tiny_model, write_model
 from torch import Tensor
 
 from arborist.core.engine import DraftOpen, ExpandTree, Extend, SessionKey
-from arborist.core.errors import ArboristError
+from arborist.core.errors import ArboristError, SessionFailedError
 from arborist.core.pool import Pool
 from arborist.core.prefix import Prefix
 from arborist.core.tree import Level
 from arborist.draft.any_draft import load_any_draft
 from arborist.draft.engine import EagleDraftEngine
 from arborist.draft.run_ahead import RunAheadDraft
-from arborist.draft.tree_engine import TreeDraftEngine
+from arborist.draft.tree_engine import DraftForward, TreeDraftEngine
 
 FIRST: SessionKey = ("controller", "first")
 SECOND: SessionKey = ("controller", "second")
@@ -145,3 +145,48 @@ def test_a_language_model_takes_over_tokens(tmp_path: Path, device: str) -> None
 
     assert held == len(text) - 1
     assert_same_trees(drafted(engine, Extend(SECOND, held, text[held:], None, 3)), expected)
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_a_session_that_failed_leaves_nothing(
+    engine: EagleDraftEngine, monkeypatch: pytest.MonkeyPatch, top_k: int
+) -> None:
+    """Neither what a broken forward wrote nor what the session held before it."""
+    engine.share_prefixes(100)
+    open_sharing(engine, FIRST, TEXT)
+    engine.run([pairs(FIRST, TEXT[:6], 0)])
+    forward = engine._forward
+
+    def broken(*given):
+        made = forward(*given)
+        return DraftForward(made.logits * torch.nan, made.states * torch.nan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_forward", broken)
+        (failed,) = engine.run([pairs(FIRST, TEXT, 5, top_k)])
+    assert isinstance(failed, SessionFailedError)
+    engine.check_integrity()
+    end(engine, FIRST)
+    assert open_sharing(engine, SECOND, TEXT) == 0
+
+
+def test_a_copy_without_memory_is_no_error(
+    engine: EagleDraftEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is taken over then, and a copy that cannot be kept costs no other one."""
+    engine.share_prefixes(100)
+    open_sharing(engine, FIRST, TEXT)
+    engine.run([pairs(FIRST, TEXT[:6], 0)])
+    engine.keep(FIRST)
+    engine.run([pairs(FIRST, TEXT, 5)])
+
+    def full(*_):
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._kv, "rows", full)
+        assert open_sharing(engine, SECOND, TEXT) == 0
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.keep(FIRST)
+    engine.check_integrity()
+    assert open_sharing(engine, SECOND, TEXT) == 5

@@ -1,14 +1,14 @@
 """What goes wrong concerns one session and changes nothing."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from tests.unit.target.conftest import MakeEngine
 from tests.unit.target.sessions import GREEDY, STATES, Decoder, TinyModel, failed, run_one
 
-from arborist.core.engine import Prefill, TargetOpen, TargetWork, Verify
+from arborist.core.engine import Prefill, SessionKey, TargetOpen, TargetWork, Verify
 from arborist.core.errors import (
     ArboristError,
     InvalidArgumentError,
@@ -262,4 +262,51 @@ def test_a_forward_without_memory_changes_nothing(
 
     assert isinstance(first, UnknownSessionError)
     assert isinstance(second, ResourceExhaustedError)
+    assert decoder.plain(8) == expected
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), torch.OutOfMemoryError("full")])
+def test_what_breaks_behind_the_forward_ends_one_session_alone(
+    llama: TinyModel, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Items settled before and after it stay committed, so none of them may run again."""
+    engine = make_engine(llama)
+    good, bad, last = (Decoder(engine, llama.prompt(n, 6), f"s{n}") for n in (1, 2, 3))
+    expected = [Decoder(engine, llama.prompt(n, 6), "x").plain(8) for n in (1, 3)]
+    works = [one.work([3, 4], [0, 1]) for one in (good, bad, last)]
+    compact = engine._pool.compact
+
+    def break_one(session: SessionKey, kept: Sequence[int], features: torch.Tensor | None) -> None:
+        if session == bad.key:
+            raise error
+        compact(session, kept, features)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._pool, "compact", break_one)
+        first, second, third = engine.run(works)
+
+    assert isinstance(second, SessionFailedError)
+    good.commit(works[0], first)
+    last.commit(works[2], third)
+    assert [good.plain(8), last.plain(8)] == expected
+    assert isinstance(run_one(engine, works[1]), UnknownSessionError)
+    engine.check_integrity()
+
+
+def test_log_probs_that_fail_commit_nothing(
+    llama: TinyModel, make_engine: MakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tree whose log-probs cannot be had leaves its session as it was."""
+    engine = make_engine(llama)
+    decoder = Decoder(engine, llama.prompt(1, 6))
+    expected = Decoder(engine, llama.prompt(1, 6), "x").plain(8)
+
+    def fail(*_: object) -> None:
+        raise ResourceExhaustedError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("arborist.target.engine.token_logprobs", fail)
+        work = Verify(decoder.key, len(decoder.log), decoder.log[-1], [3], [0], num_logprobs=1)
+        assert isinstance(run_one(engine, work), ResourceExhaustedError)
+
     assert decoder.plain(8) == expected

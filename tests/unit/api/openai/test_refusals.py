@@ -114,7 +114,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
         "max_completion_tokens",
         "one of the two",
     ),
-    "NaN": (TEXT, {"temperature": float("nan")}, "temperature", "[0, 100]"),
+    "NaN": (TEXT, {"temperature": float("nan")}, "temperature", "0 or a number in [1e-06, 100]"),
     "infinity": (TEXT, {"top_p": float("inf")}, "top_p", "(0, 1]"),
     "seed over 64 bits": (TEXT, {"seed": 2**64}, "seed", "64-bit"),
     "seed negative": (TEXT, {"seed": -1}, "seed", "64-bit"),

@@ -31,7 +31,9 @@ def check_shared_tokens(source: str, revision: str | None, target: TargetFacts) 
             )
         if ours is not None or theirs is not None:
             without = f"draft {source}" if ours is None else f"target {target.source}"
-            raise MismatchError(f"{without} has no tokenizer, so its tokens cannot be compared")
+            raise MismatchError(
+                f"{without} has no tokenizer that can be read: its tokens cannot be compared"
+            )
         return
     for token_id in sorted(ours.keys() & theirs.keys()):
         if ours[token_id] != theirs[token_id]:
@@ -47,10 +49,10 @@ def check_shared_tokens(source: str, revision: str | None, target: TargetFacts) 
 
 
 def _tokens(source: str, revision: str | None) -> dict[int, str] | None:
-    """Returns the token of every id; None = the model has no tokenizer.
+    """Returns the token of every id; None = the model has none that can be read.
 
     Raises:
-        MismatchError: It has one that cannot be read.
+        MismatchError: A library that it needs is missing, or the file is broken.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(

@@ -314,7 +314,7 @@ def test_a_padded_vocabulary_is_taken_when_the_tokenizers_agree(
         (50, {"w7": "other"}, VOCAB, "id 7 is 'other', the target's is 'w7'"),
         (40, {}, 45, "vocab_size 45: the target's tokenizer has ids up to 49"),
         (None, {}, 70, "vocab_size 70, the target 61, and no tokenizer"),
-        (None, {}, VOCAB, "draft .* has no tokenizer, so"),
+        (None, {}, VOCAB, "draft .* has no tokenizer that can be read: its"),
     ],
 )
 def test_other_tokens_are_refused_in_one_line(
@@ -336,19 +336,28 @@ def test_other_tokens_are_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
-    [("tokenizer.json", "tokenizer of .*draft"), ("config.json", "config.json of .*draft")],
+    ("library_class", "said"),
+    [("AutoTokenizer", "cannot read the tokenizer of"), ("AutoConfig", "cannot read config.json")],
 )
-def test_files_that_cannot_be_read_are_named_in_one_line(
-    name: str, said: str, tmp_path: Path, folders: dict[str, Path]
+def test_a_library_that_is_missing_is_said_in_one_line(
+    library_class: str,
+    said: str,
+    tmp_path: Path,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A broken download is no wall of text."""
+    """Not in the wall of text that it comes in."""
     target = with_tokenizer(tmp_path / "target", folders["llama"], 50)
     draft = with_tokenizer(tmp_path / "draft", folders["llama"], 50)
-    (draft / name).write_text('{"version": "1.0"}' if name == "tokenizer.json" else "{}")
+    facts = read_target_facts(target)
+
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("\n it needs the library\nand\nmore")
+
+    monkeypatch.setattr(f"transformers.{library_class}.from_pretrained", fail)
     with pytest.raises(MismatchError, match=said) as refused:
-        check_shared_tokens(str(draft), None, read_target_facts(target))
-    assert "\n" not in refused.value.message
+        check_shared_tokens(str(draft), None, facts)
+    assert refused.value.message.endswith("it needs the library")
 
 
 def test_a_vocabulary_file_is_for_heads(folders: dict[str, Path]) -> None:

@@ -159,6 +159,7 @@ def test_a_session_that_failed_leaves_nothing(
 
     def broken(*given):
         made = forward(*given)
+        assert made.states is not None
         return DraftForward(made.logits * torch.nan, made.states * torch.nan)
 
     with monkeypatch.context() as patch:

@@ -173,6 +173,16 @@ async def test_chat_messages_are_rendered_by_the_server(run: Run) -> None:
     assert await run("chat", generator) == len(generator.requests[0].prompt_token_ids) > 1
 
 
+async def test_a_schema_reaches_the_generator(run: Run) -> None:
+    """`responseFormat` carries the JSON text of a schema."""
+    generator = ScriptedGenerator()
+    await run("schema", generator)
+    given = generator.requests[0].json_schema
+
+    assert given is not None
+    assert json.loads(given)["properties"] == {"a": {"type": "integer"}}
+
+
 @pytest.mark.parametrize("name", ["signal", "leave", "close"])
 async def test_every_way_of_cancelling_frees_the_generation(run: Run, name: str) -> None:
     """An AbortSignal, leaving the loop, and closing the client all end the work at the server."""

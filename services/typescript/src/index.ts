@@ -5,6 +5,7 @@ export { FinishReason } from "./gen/arborist/v1/generation_pb.js";
 export type {
   Model,
   OutputLogprobs,
+  ResponseFormat,
   Round,
   RoundTimes,
   Sampling,

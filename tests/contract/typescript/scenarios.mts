@@ -68,6 +68,14 @@ const scenarios: Record<string, Scenario> = {
     return (await client.complete({ prompt })).started.promptTokens;
   },
 
+  async schema(client) {
+    const schema = { type: "object", properties: { a: { type: "integer" } } };
+    const responseFormat = {
+      format: { case: "jsonSchema" as const, value: JSON.stringify(schema) },
+    };
+    return (await client.complete({ prompt: PROMPT, responseFormat })).text;
+  },
+
   async signal(client) {
     const abort = new AbortController();
     let rounds = 0;

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from arborist.cli.dtype_names import DTYPE_NAMES
+from arborist.cli.model_settings import model_settings
 from arborist.cli.servable_draft import with_servable_draft
 from arborist.client.call import DEFAULT_ADDRESS
 from arborist.client.client import Client
 from arborist.client.completion import Completion, RoundEvent
 from arborist.client.generation_wire import write_request
 from arborist.client.prompt import Message, Prompt, Speculation
-from arborist.common.config import load_config
 from arborist.common.threads_config import apply_thread_environment
 from arborist.core.policy_settings import POLICY_NAMES
 
@@ -257,15 +256,15 @@ def _load(
     config: Path | None,
     drafting: Speculation,
 ) -> LocalModel:
-    if dtype is not None and dtype not in DTYPE_NAMES:
-        raise typer.BadParameter(f"--dtype: must be one of {', '.join(DTYPE_NAMES)}")
-    name = DTYPE_NAMES[dtype] if dtype is not None else None
-    if target is not None and draft is None and config is None and drafting.enabled is not False:
-        raise typer.BadParameter("--target needs its --draft, or --speculation off")
-    flags = {"target.model": target, "draft.model": draft}
-    for section in ("target", "draft"):
-        flags |= {f"{section}.device": device, f"{section}.dtype": name}
-    settings = load_config(config, flags)
+    missing_draft = "--target needs its --draft, or --speculation off"
+    settings = model_settings(
+        target,
+        draft,
+        device,
+        dtype,
+        config,
+        missing_draft=None if drafting.enabled is False else missing_draft,
+    )
     # Before torch is imported, which the engines do.
     apply_thread_environment(settings.target.num_threads)
     from arborist.cli.local import LocalModel

@@ -490,7 +490,7 @@ class Decoder:
     async def _append(self, parts: list[Pairs], timer: PhaseTimer) -> None:
         """Feeds the draft outside a round; a failure only costs the draft."""
         # Stamped behind every round that was drafted, and ahead of this one's tree.
-        before_round = max(timer.round.round_index, 0)
+        index = max(timer.round.round_index, 0)
         for pairs in parts:
             draft = self._draft
             if draft is None:
@@ -500,14 +500,14 @@ class Decoder:
                     call.done(
                         await draft.append(
                             self._session.session_id,
-                            Stamp(self._draft_epoch, before_round, pairs.begin),
+                            Stamp(self._draft_epoch, index, pairs.begin),
                             pairs,
                             traceparent=call.traceparent,
                             deadline_s=self._deadlines.prefill_s(len(pairs.tokens)),
                         )
                     )
             except ArboristError:
-                self._lose_draft(max(timer.round.round_index, 0))
+                self._lose_draft(index)
 
     # ---- targets ---------------------------------------------------------------------------
 

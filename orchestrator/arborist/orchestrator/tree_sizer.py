@@ -228,7 +228,10 @@ class Experiences:
 
     def of(self, target: CostedTarget) -> Experience:
         """Returns what is known of a target."""
-        return self._of.setdefault(target, Experience())
+        experience = self._of.get(target)  # Once a round: `setdefault` would make one each time.
+        if experience is None:
+            experience = self._of[target] = Experience()
+        return experience
 
     def sizer(self, policy: Eagle2Policy) -> TreeSizer:
         """Returns what sizes the trees of a new session.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arborist.cli.dtype_names import DTYPE_NAMES
+from arborist.cli.model_settings import model_settings
 from arborist.common.threads_config import apply_thread_environment
 from arborist.core.errors import MismatchError
 
@@ -49,7 +49,7 @@ def doctor(
 
     Ends with 0 when all is well and 1 when something is wrong.
     """
-    settings = _settings(target, draft, device, dtype, config)
+    settings = model_settings(target, draft, device, dtype, config)
     # Before torch is imported, which the engines do.
     apply_thread_environment(settings.target.num_threads)
     report = examine_pair(settings, prompts, max_tokens)
@@ -113,23 +113,3 @@ def examine_pair(settings: ArboristConfig, prompts: Path | None, max_tokens: int
 def register(app: typer.Typer) -> None:
     """Adds the command."""
     app.command("doctor")(doctor)
-
-
-def _settings(
-    target: str | None,
-    draft: str | None,
-    device: str | None,
-    dtype: str | None,
-    config: Path | None,
-) -> ArboristConfig:
-    from arborist.common.config import load_config
-
-    if dtype is not None and dtype not in DTYPE_NAMES:
-        raise typer.BadParameter(f"--dtype: must be one of {', '.join(DTYPE_NAMES)}")
-    if target is not None and draft is None and config is None:
-        raise typer.BadParameter("--target needs its --draft")
-    name = DTYPE_NAMES[dtype] if dtype is not None else None
-    flags = {"target.model": target, "draft.model": draft}
-    for section in ("target", "draft"):
-        flags |= {f"{section}.device": device, f"{section}.dtype": name}
-    return load_config(config, flags)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from arborist.cli.dtype_names import DTYPE_NAMES
 from arborist.cli.generate import KNOBS
+from arborist.cli.model_settings import model_settings
 from arborist.cli.trace.prompts import TracePrompt, parse_prompt_ids, read_prompts
 from arborist.core.policy_settings import POLICY_NAMES, check_policy_name
 
@@ -101,7 +101,7 @@ def trace(
     if policy is not None:
         check_policy_name(policy)
     prompts = _prompts(prompt_ids, prompts_file)
-    settings = _settings(target, draft, device, dtype, config)
+    settings = model_settings(target, draft, device, dtype, config)
 
     from arborist.common.threads_config import apply_thread_environment
 
@@ -126,26 +126,6 @@ def _prompts(prompt_ids: str | None, prompts_file: Path | None) -> list[TracePro
     if prompts_file is not None and prompt_ids is None:
         return read_prompts(prompts_file)
     raise typer.BadParameter("give exactly one of --prompt-ids, --prompts-file")
-
-
-def _settings(
-    target: str | None,
-    draft: str | None,
-    device: str | None,
-    dtype: str | None,
-    config: Path | None,
-) -> ArboristConfig:
-    from arborist.common.config import load_config
-
-    if dtype is not None and dtype not in DTYPE_NAMES:
-        raise typer.BadParameter(f"--dtype: must be one of {', '.join(DTYPE_NAMES)}")
-    if target is not None and draft is None and config is None:
-        raise typer.BadParameter("--target needs its --draft")
-    name = DTYPE_NAMES[dtype] if dtype is not None else None
-    flags = {"target.model": target, "draft.model": draft}
-    for section in ("target", "draft"):
-        flags |= {f"{section}.device": device, f"{section}.dtype": name}
-    return load_config(config, flags)
 
 
 def _run(

@@ -14,6 +14,7 @@ from tests.fakes import FakeTargetEngine, continuation
 
 from arborist.common import target_wire
 from arborist.common.attach import Attach, StreamLane
+from arborist.common.busy_clock import BusyClock
 from arborist.common.command import Released
 from arborist.common.config import ArboristConfig, parse_config
 from arborist.common.errors import error_from_call
@@ -315,7 +316,7 @@ class _FakeRole:
             raise self.error
         return _warm_engine(self)
 
-    def rehearse(self, engine: Any, rows: int) -> float | None:
+    def rehearse(self, engine: Any, rows: int, clock: BusyClock) -> float | None:
         """Has room for sixteen rows."""
         return 1.0 + rows / 16 if rows <= 16 else None
 

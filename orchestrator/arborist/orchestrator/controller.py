@@ -30,6 +30,7 @@ from arborist.orchestrator.clock import Clock, SystemClock
 from arborist.orchestrator.deadlines import DeadlinePolicy, Deadlines
 from arborist.orchestrator.decode import DecodeLimits, Decoder
 from arborist.orchestrator.directory import WorkerDirectory
+from arborist.orchestrator.experience import Experiences
 from arborist.orchestrator.generation import (
     Generation,
     GenerationRequest,
@@ -42,7 +43,7 @@ from arborist.orchestrator.policy_choice import PolicyChoice
 from arborist.orchestrator.round import Round
 from arborist.orchestrator.running_generation import Attempt, GenerationPorts, RunningGeneration
 from arborist.orchestrator.spans import GenerationTrace, begin_trace
-from arborist.orchestrator.tree_sizer import Experiences, TreeSizer
+from arborist.orchestrator.tree_sizer import TreeSizer
 from arborist.orchestrator.worker_connection import ConnectionSettings
 from arborist.orchestrator.worker_pool import GrpcWorkerPool, SessionWorkers
 from arborist.orchestrator.worker_watch import WorkerWatch
@@ -286,7 +287,7 @@ class Controller:
         """Returns what sizes a request's trees; None when their size is fixed."""
         if not self._policies.adapts(request.speculation) or not isinstance(policy, Eagle2Policy):
             return None
-        return self._experiences.sizer(policy)
+        return TreeSizer(self._experiences, policy)
 
     def _ended(self, generation: RunningGeneration, seconds: float) -> None:
         self._generations.discard(generation)

@@ -365,7 +365,11 @@ class Decoder:
                 # The prompt's last token is always computed: it gives the root.
                 target, draft = await self._open_target(self._session.prompt[:-1])
                 self._target = target
-                self._ask_draft(draft, self._session.prompt)
+                if self._sizer is not None and self._sizer.rests_at(target):
+                    # It is asked once a tree might pay; the target keeps the features till then.
+                    self._resting = True
+                else:
+                    self._ask_draft(draft, self._session.prompt)
                 last = await self._prefill_target(
                     self._target, self._session.prompt, timer, fresh=True
                 )

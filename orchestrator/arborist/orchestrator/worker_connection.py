@@ -275,9 +275,9 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
 
     def _take_info(self, info: InfoT) -> None:
         self._info = info
-        row_costs = self._protocol.worker_of(info).row_costs
-        self._costs = CostTable(row_costs) if row_costs else None
-        self.refusing = self._protocol.worker_of(info).draining
+        worker = self._protocol.worker_of(info)
+        self._costs = CostTable(worker.row_costs, worker.session_ms) if worker.row_costs else None
+        self.refusing = worker.draining
 
     def _attach_message(self, lane: StreamLane, worker: WorkerInfo) -> Attach:
         # The digest it just told us: it cannot be swapped for another model in between.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from arborist.common.busy_clock import BusyClock
 from arborist.common.command import Opened, OpenSession, ReadRows, Released, RunWork
 from arborist.common.errors import internal_error
 from arborist.common.gathering import Gathering
@@ -47,6 +48,7 @@ class ComputeThread:
         max_batch_tokens: int,
         name: str,
         gather_share: float = 0.0,
+        clock: BusyClock = time.perf_counter_ns,
     ) -> None:
         """Prepares the thread; `start` starts it.
 
@@ -60,7 +62,9 @@ class ComputeThread:
             name: Name of the thread.
             gather_share: Longest wait for sessions just answered, as a share of a forward's fixed
                 time; 0 = none.
+            clock: Times forwards for the table of costs.
         """
+        self._clock = clock
         self._gathering = Gathering(gather_share)
         self._engine = engine
         self._read = read
@@ -155,8 +159,9 @@ class ComputeThread:
         # One that was given up does not come back.
         sessions = [job.command.session for job in batch if not job.failed]
         self._gathering.ran(sessions, sum(job.num_tokens for job in batch), seconds)
+        now_s = time.perf_counter()
         for job in self._pending:
-            self._gathering.came(job.command.session)
+            self._gathering.came(job.command.session, now_s)
 
     def _receive(self) -> bool:
         """Moves everything received to `_pending`, waiting if there is nothing to do.
@@ -200,8 +205,9 @@ class ComputeThread:
             item()
             return
         self._pending.extend(item)
+        now_s = time.perf_counter()
         for job in item:
-            self._gathering.came(job.command.session)
+            self._gathering.came(job.command.session, now_s)
 
     def _take(self) -> tuple[list[Job], list[Job]]:
         """Takes what runs next from `_pending`: other commands, and one forward's."""
@@ -274,7 +280,7 @@ class ComputeThread:
             _log.warning("keeping a session's prefix failed", exc_info=True)
 
     def _run_batch(self, batch: list[Job]) -> None:
-        start_ns = time.perf_counter_ns()
+        start_ns, busy_since_ns = time.perf_counter_ns(), self._clock()
         alive = [job for job in batch if not job.dropped]
         if len(alive) == 1:
             self._run_alone(alive[0])
@@ -290,10 +296,13 @@ class ComputeThread:
                 # Committed by now: what goes wrong from here on must not run anything again.
                 for job, outcome in zip(alive, outcomes, strict=True):
                     self._settle(job, outcome)
+        busy_ms = (self._clock() - busy_since_ns) / 1e6
         for job in batch:
             if job.answer is None:
                 job.answer = _gone()
-            _stamp_times(job, start_ns, self._ahead_ns.pop(job.command.session, None))
+            ahead = self._ahead_ns.pop(job.command.session, None)
+            job.busy_ms = 0.0 if ahead is not None else busy_ms
+            _stamp_times(job, start_ns, ahead)
 
     def _forward(self, jobs: Sequence[Job]) -> Sequence[object]:
         outcomes = self._engine.run([_work(job) for job in jobs])

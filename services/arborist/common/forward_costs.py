@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from arborist.core.cost_table import RowCost
+from arborist.core.cost_table import CostTable, RowCost
 
 # Two buckets per doubling: 1, 2, 3, 4, 6, 8, 11, 16, ... rows.
 _BUCKETS_PER_DOUBLING = 2
@@ -16,7 +16,10 @@ _MAX_SURPRISE = 3.0
 
 
 class ForwardCosts:
-    """Running mean of rows and milliseconds per bucket of rows; at most 32 buckets.
+    """Undisturbed milliseconds per bucket of rows, and what every further session adds to them.
+
+    Running means; at most 32 buckets. Forwards of one session, those of the warm-up among
+    them, make the buckets, so that what several share can be told from rows.
 
     Not safe for threads: the compute thread owns it, others read `points`.
     """
@@ -26,16 +29,34 @@ class ForwardCosts:
         self._buckets: dict[int, RowCost] = {}
         self.points: tuple[RowCost, ...] = ()
         """What was measured so far, ascending; replaced as a whole, so any thread may read it."""
+        self.session_ms = 0.0
+        """Milliseconds that every further session adds to a forward."""
+        self._table: CostTable | None = None
+        self._num_shared = 0
 
-    def observe(self, rows: int, ms: float) -> None:
+    def observe(self, rows: int, ms: float, num_sessions: int = 1) -> None:
         """Adds one forward.
 
         Args:
             rows: Tokens and nodes in it, at least 1.
             ms: Its milliseconds.
+            num_sessions: Sessions that shared it, at least 1.
         """
         if rows < 1 or not 0 < ms < math.inf:
             return
+        if num_sessions == 1:
+            self._observe_rows(rows, ms)
+        elif self._table is not None:
+            self._observe_sessions(self._table.ms(rows), ms, num_sessions - 1)
+
+    def _observe_sessions(self, rows_ms: float, ms: float, num_further: int) -> None:
+        """Takes what a forward took beyond its rows."""
+        beyond_ms = max(0.0, ms - rows_ms) / num_further
+        self._num_shared += 1
+        weight = max(_WEIGHT, 1.0 / self._num_shared)  # The first ones: their mean.
+        self.session_ms += weight * (beyond_ms - self.session_ms)
+
+    def _observe_rows(self, rows: int, ms: float) -> None:
         bucket = min(_MAX_BUCKET, round(_BUCKETS_PER_DOUBLING * math.log2(rows)))
         seen = self._buckets.get(bucket)
         if seen is None:
@@ -46,3 +67,4 @@ class ForwardCosts:
                 seen.rows + _WEIGHT * (rows - seen.rows), seen.ms + _WEIGHT * (ms - seen.ms)
             )
         self.points = tuple(self._buckets[key] for key in sorted(self._buckets))
+        self._table = CostTable(self.points)

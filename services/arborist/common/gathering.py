@@ -64,6 +64,8 @@ class Gathering:
         self._share = share
         self._cost = ForwardCost()
         self._awaited: set[SessionKey] = set()
+        # Sessions of the last forward that are not waited for.
+        self._others: set[SessionKey] = set()
         self._until_s = 0.0
         # Forwards a session is not waited for, and how many it was the last time.
         self._skips: dict[SessionKey, tuple[int, int]] = {}
@@ -78,21 +80,31 @@ class Gathering:
         """
         self._cost.observe(num_tokens, seconds)
         self._give_up()
-        self._awaited = {one for one in sessions if self._is_due(one)}
+        answered = set(sessions)
+        self._awaited = {one for one in answered if self._is_due(one)}
+        self._others = answered - self._awaited
 
     def answered(self, now_s: float) -> None:
         """Starts the wait: the answers have left."""
         self._until_s = now_s + self._share * self._cost.fixed_s
 
-    def came(self, session: SessionKey) -> None:
-        """Takes that a session has its next command queued."""
-        if session in self._awaited:
+    def came(self, session: SessionKey, now_s: float) -> None:
+        """Takes that a session has its next command queued.
+
+        Args:
+            session: Whose; one that was not waited for and comes back in time after all, since it
+                stopped drafting, say, is waited for again.
+            now_s: When it was seen.
+        """
+        in_time = session in self._others and now_s <= self._until_s
+        if session in self._awaited or in_time:
             self._awaited.discard(session)
             self._skips.pop(session, None)
 
     def forget(self, session: SessionKey) -> None:
         """Drops a session that was released."""
         self._awaited.discard(session)
+        self._others.discard(session)
         self._skips.pop(session, None)
 
     def patience_s(self, now_s: float) -> float:

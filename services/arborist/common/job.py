@@ -25,6 +25,7 @@ class Job:
 
     __slots__ = (
         "answer",
+        "busy_ms",
         "command",
         "compute_ms",
         "done",
@@ -48,6 +49,8 @@ class Job:
         self.answer: object = None
         self.queue_ms = 0.0
         self.compute_ms = 0.0
+        self.busy_ms = 0.0
+        """Compute without what others disturbed; 0 = not known, since it was computed ahead."""
         self.end_ns = 0
         self.end_unix_ns = 0
         self.done = False

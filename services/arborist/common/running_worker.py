@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias
 
 import uvloop
 
+from arborist.common.busy_clock import BusyClock, busy_clock
 from arborist.common.config import ArboristConfig, WorkerConfig
 from arborist.common.ended_thread import in_ended_thread
 from arborist.common.event_loop_metrics import watch_event_loop
@@ -73,7 +74,7 @@ class WorkerRole(Protocol):
         """Loads the model; blocks."""
         ...
 
-    def rehearse(self, engine: Any, rows: int) -> float | None:
+    def rehearse(self, engine: Any, rows: int, clock: BusyClock) -> float | None:
         """Runs a forward of so many rows; returns its milliseconds, None when they do not fit."""
         ...
 
@@ -185,7 +186,8 @@ async def start_worker(role: WorkerRole, config: ArboristConfig) -> RunningWorke
         worker.start()
         stack.push_async_callback(worker.stop)
         await worker.call(engine.warm_up)
-        await worker.call(partial(_measure_costs, role, engine, worker.costs))
+        clock = busy_clock(settings.device)
+        await worker.call(partial(_measure_costs, role, engine, worker.costs, clock))
         role.add_servicer(engine, worker, server)
         gate.open()
         freeze_startup_objects()
@@ -233,13 +235,15 @@ def _load(role: WorkerRole, config: ArboristConfig, num_threads: int) -> WarmEng
     return role.load(config)
 
 
-def _measure_costs(role: WorkerRole, engine: WarmEngine, costs: ForwardCosts) -> None:
+def _measure_costs(
+    role: WorkerRole, engine: WarmEngine, costs: ForwardCosts, clock: BusyClock
+) -> None:
     """Fills the table of costs; rows that do not fit, or would take too long, stay out of it."""
     deadline_s = time.monotonic() + _REHEARSAL_S
     for rows in _REHEARSED_ROWS:
         taken: list[float] = []
         for _ in range(_REHEARSALS):
-            ms = role.rehearse(engine, rows)
+            ms = role.rehearse(engine, rows, clock)
             if ms is None or (taken and time.monotonic() > deadline_s):
                 break
             taken.append(ms)

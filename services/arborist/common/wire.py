@@ -467,6 +467,7 @@ def worker_info_to_pb(info: WorkerInfo) -> pb.WorkerInfo:
         num_queued_rows=info.num_queued_rows,
         draining=info.draining,
         row_costs=[pb.RowCost(rows=one.rows, ms=one.ms) for one in info.row_costs],
+        session_ms=info.session_ms,
     )
 
 
@@ -486,13 +487,14 @@ def worker_info_from_pb(message: pb.WorkerInfo) -> WorkerInfo:
         num_sessions=message.num_sessions,
         num_queued_rows=message.num_queued_rows,
         draining=message.draining,
-        row_costs=_row_costs(message.row_costs),
+        row_costs=_row_costs(message.row_costs, message.session_ms),
+        session_ms=message.session_ms,
     )
 
 
-def _row_costs(messages: Sequence[pb.RowCost]) -> tuple[RowCost, ...]:
+def _row_costs(messages: Sequence[pb.RowCost], session_ms: float) -> tuple[RowCost, ...]:
     """Returns what is a table of costs; an empty one when nothing was measured."""
     costs = tuple(RowCost(one.rows, one.ms) for one in messages[: MAX_COST_POINTS + 1])
     if costs:
-        CostTable(costs)  # Refuses what is none.
+        CostTable(costs, session_ms)  # Refuses what is none.
     return costs

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from arborist.common.attach import PROTOCOL_VERSION, Attach, Attached, StreamLane
+from arborist.common.busy_clock import busy_clock
 from arborist.common.command import (
     Command,
     OpenSession,
@@ -54,6 +55,7 @@ ValueT = TypeVar("ValueT")
 _log = logging.getLogger(__name__)
 
 # Forwards whose rows are alike: a node each, with logits.
+_TINY_MS = 1e-6
 _COSTED_KINDS = {"verify", "extend", "expand"}
 
 
@@ -142,6 +144,7 @@ class Worker(Generic[OpenT, WorkT]):
             max_batch_tokens=limits.max_batch_tokens,
             name="compute",
             gather_share=limits.gather_share,
+            clock=busy_clock(device),
         )
 
     # --- life -------------------------------------------------------------------------------------
@@ -221,6 +224,7 @@ class Worker(Generic[OpenT, WorkT]):
             num_queued_rows=self._num_queued_rows,
             draining=self.draining,
             row_costs=self.costs.points,
+            session_ms=self.costs.session_ms,
         )
 
     # --- streams ----------------------------------------------------------------------------------
@@ -466,11 +470,12 @@ class Worker(Generic[OpenT, WorkT]):
         """Keeps the table of costs up; prompts are another kind of forward and stay out of it."""
         pools = [job.answer for job in jobs if isinstance(job.answer, Pool)]
         if not pools and kinds <= _COSTED_KINDS:
-            self.costs.observe(num_tokens, jobs[0].compute_ms)
-        if len(pools) == len(jobs):
+            self.costs.observe(num_tokens, min(job.busy_ms for job in jobs), len(jobs))
+        if pools and len(pools) == len(jobs):
+            busy_share = jobs[0].busy_ms / max(jobs[0].compute_ms, _TINY_MS)
             for levels in zip(*(pool.levels for pool in pools), strict=False):
                 rows = sum(len(level.frontier) for level in levels)
-                self.costs.observe(rows, levels[0].compute_ms)
+                self.costs.observe(rows, busy_share * levels[0].compute_ms, len(levels))
 
     def _report_sessions(self) -> None:
         self._metrics.set_sessions(len(self._sessions))

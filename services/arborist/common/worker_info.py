@@ -23,6 +23,7 @@ class WorkerInfo:
     num_queued_rows: int
     draining: bool
     row_costs: tuple[RowCost, ...] = ()
+    session_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ _WEIGHT = 0.04
 _FIRST_GUESS = 0.6
 _GROWTH = 1.4
 # What a new session is told by the others counts as so many rounds of its own.
-_KNOWN_ROUNDS = 12.0
+_KNOWN_ROUNDS = 40.0
 
 
 class AcceptanceGrid:

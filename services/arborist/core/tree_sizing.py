@@ -2,8 +2,7 @@
 
 A round of `num_sessions` sessions costs their draft forwards, one verify of all their rows, and the
 rest of the way (wire, event loops, bookkeeping), which grows with the sessions as well. It brings
-each of them the bonus and what is expected to be accepted. The best ratio wins; the root alone is
-one of the sizes, so that a busy server never drafts to its cost.
+each of them the bonus and what is expected to be accepted.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from arborist.core.shape import TreeShape
 
 # Another size must promise this much more before it replaces the present one.
 _HYSTERESIS = 1.05
-# What lies between forwards may be below zero, where tables say too much; a round is never free.
-_LEAST_SHARE = 0.2
+# A trip to a worker and back, beside its forward; `Load`'s slowdowns set it right.
+_TRIP_MS = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +28,18 @@ class Load:
 
     Attributes:
         num_sessions: Sessions that share the target's forwards, at least 1.
-        verify: Time of a target forward by its rows.
-        draft: Time of a draft forward by its rows.
-        drafted_overhead_ms: The rest of a round with a draft, for one session, in milliseconds;
-            also sets the tables right and may be below zero.
-        plain_overhead_ms: The same without a draft.
+        verify: Time of a target forward by its rows, undisturbed.
+        draft: Time of a draft forward by its rows, undisturbed.
+        drafted_slowdown: Times that a round with a draft takes what its forwards and trips would
+            undisturbed; over 0.
+        plain_slowdown: The same of a round of the root alone.
     """
 
     num_sessions: int
     verify: CostTable
     draft: CostTable
-    drafted_overhead_ms: float
-    plain_overhead_ms: float
+    drafted_slowdown: float = 1.0
+    plain_slowdown: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +56,13 @@ class TreeSize:
 
 
 def plain_ms(load: Load) -> float:
-    """Returns the milliseconds of a round of the root alone, without what lies between forwards."""
-    return load.verify.ms(load.num_sessions)
+    """Returns the milliseconds of a round of the root alone, undisturbed."""
+    sessions = load.num_sessions
+    return load.verify.ms(sessions, sessions) + sessions * _TRIP_MS
 
 
 def drafted_ms(load: Load, shape: TreeShape, accepted: float) -> float:
-    """Returns the milliseconds of a drafted round, without what lies between forwards.
+    """Returns the milliseconds of a drafted round, undisturbed.
 
     Args:
         load: The load.
@@ -70,58 +70,57 @@ def drafted_ms(load: Load, shape: TreeShape, accepted: float) -> float:
         accepted: Drafted tokens accepted per round: the next Extend's rows.
     """
     sessions = load.num_sessions
-    levels = (shape.depth - 1) * load.draft.ms(sessions * shape.top_k)
-    extend = load.draft.ms(sessions * (1 + accepted))
-    return extend + levels + load.verify.ms(sessions * (1 + shape.num_draft_tokens))
+    levels = (shape.depth - 1) * load.draft.ms(sessions * shape.top_k, sessions)
+    extend = load.draft.ms(sessions * (1 + accepted), sessions)
+    verify = load.verify.ms(sessions * (1 + shape.num_draft_tokens), sessions)
+    return extend + levels + verify + 2 * sessions * _TRIP_MS
 
 
-def best_size(limit: TreeShape, grid: AcceptanceGrid, load: Load, present: TreeSize) -> TreeSize:
-    """Returns the size that promises most tokens per millisecond.
+def root_alone(load: Load) -> TreeSize:
+    """Returns what plain decoding promises."""
+    return TreeSize(None, 1.0 / (load.plain_slowdown * plain_ms(load)))
+
+
+def best_tree(
+    limit: TreeShape, grid: AcceptanceGrid, load: Load, present: TreeShape | None
+) -> TreeSize:
+    """Returns the tree that promises most tokens per millisecond, the root alone left out.
 
     Args:
         limit: Largest tree allowed; its top_k holds for every size.
         grid: What sizes have had accepted.
         load: What they cost.
-        present: Size in use; it stays unless another is clearly better.
+        present: Size in use; it stays unless another is clearly better. None = none.
     """
-    alone_ms = plain_ms(load)
-    rest_ms = load.num_sessions * load.plain_overhead_ms
-    plain_rate = 1.0 / max(alone_ms + rest_ms, _LEAST_SHARE * alone_ms)
-    rates = _drafted_rates(limit, grid, load)  # [D, N]
+    rates = _rates(limit, grid, load)  # [D, N]
     depth, column = np.unravel_index(int(rates.argmax()), rates.shape)
-    best = TreeSize(None, plain_rate)
-    if rates[depth, column] > plain_rate:
-        shape = TreeShape(int(depth) + 1, limit.top_k, grid.nodes[int(column)])
-        best = TreeSize(shape, float(rates[depth, column]))
-    now = TreeSize(present.shape, _rate_of(present.shape, grid, rates, plain_rate))
-    return best if best.tokens_per_ms > _HYSTERESIS * now.tokens_per_ms else now
+    best = float(rates[depth, column])
+    if present is not None and present.depth <= rates.shape[0]:
+        now = _rate_of(present, grid, rates)
+        if best <= _HYSTERESIS * now:
+            return TreeSize(present, now)
+    return TreeSize(TreeShape(int(depth) + 1, limit.top_k, grid.nodes[int(column)]), best)
 
 
-def _rate_of(
-    shape: TreeShape | None,
-    grid: AcceptanceGrid,
-    rates: npt.NDArray[np.float64],
-    plain_rate: float,
-) -> float:
-    if shape is None:
-        return plain_rate
-    if shape.depth > rates.shape[0] or shape.num_draft_tokens not in grid.nodes:
+def _rate_of(shape: TreeShape, grid: AcceptanceGrid, rates: npt.NDArray[np.float64]) -> float:
+    if shape.num_draft_tokens not in grid.nodes:
         return 0.0
     return float(rates[shape.depth - 1, grid.nodes.index(shape.num_draft_tokens)])
 
 
-def _drafted_rates(limit: TreeShape, grid: AcceptanceGrid, load: Load) -> npt.NDArray[np.float64]:
+def _rates(limit: TreeShape, grid: AcceptanceGrid, load: Load) -> npt.NDArray[np.float64]:
     """Returns tokens per millisecond of one session for every depth and number of nodes."""
     sessions, width = load.num_sessions, limit.top_k
     accepted = grid.expected  # [D, N]
-    extend = load.draft.ms(sessions * (1.0 + float(accepted.mean())))
-    level = load.draft.ms(sessions * width)
+    extend = load.draft.ms(sessions * (1.0 + float(accepted.mean())), sessions)
+    level = load.draft.ms(sessions * width, sessions)
     depths = np.arange(accepted.shape[0])[:, None]  # [D, 1]: levels below the first
-    verify = np.array([load.verify.ms(sessions * (1 + nodes)) for nodes in grid.nodes])  # [N]
-    rest = sessions * load.drafted_overhead_ms
-    forwards = extend + depths * level + verify[None, :]  # [D, N]
-    times = np.maximum(forwards + rest, _LEAST_SHARE * forwards)
+    rows = [sessions * (1 + nodes) for nodes in grid.nodes]
+    verify = np.array([load.verify.ms(count, sessions) for count in rows])  # [N]
+    times = extend + depths * level + verify[None, :] + 2 * sessions * _TRIP_MS  # [D, N]
     # A tree of fewer nodes than levels is never asked for.
     fits = np.array(grid.nodes)[None, :] > depths
-    rates: npt.NDArray[np.float64] = np.where(fits, (1.0 + accepted) / times, 0.0)
+    rates: npt.NDArray[np.float64] = np.where(
+        fits, (1.0 + accepted) / (load.drafted_slowdown * times), 0.0
+    )
     return rates

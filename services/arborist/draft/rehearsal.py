@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
+from arborist.common.busy_clock import BusyClock
 from arborist.core.engine import DraftEngine, DraftOpen, DraftWork, Expand, Extend, SessionKey
 from arborist.core.errors import ArboristError, ResourceExhaustedError
 
@@ -24,12 +24,13 @@ class RehearsedDraft(DraftEngine, Protocol):
         ...
 
 
-def rehearse(engine: RehearsedDraft, rows: int) -> float | None:
+def rehearse(engine: RehearsedDraft, rows: int, clock: BusyClock) -> float | None:
     """Expands `rows` nodes, up to eight of a session, in sessions of its own.
 
     Args:
         engine: The engine; nothing of the sessions is left in it.
         rows: Rows of the forward.
+        clock: Times it.
     Returns:
         Milliseconds of the forward; None when so many rows do not fit.
     Raises:
@@ -44,7 +45,7 @@ def rehearse(engine: RehearsedDraft, rows: int) -> float | None:
         for session in sessions:
             engine.open(session, DraftOpen(_LENGTH))
         _run(engine, [_extend(engine, session, width) for session in sessions])
-        start = time.perf_counter()
+        start_ns = clock()
         _run(
             engine,
             [
@@ -52,7 +53,7 @@ def rehearse(engine: RehearsedDraft, rows: int) -> float | None:
                 for session, count in zip(sessions, widths, strict=True)
             ],
         )
-        return (time.perf_counter() - start) * 1e3
+        return (clock() - start_ns) / 1e6
     except ResourceExhaustedError:
         return None
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from arborist.common.busy_clock import BusyClock
 from arborist.common.config import ArboristConfig, TargetWorkerConfig, load_config
 from arborist.common.threads_config import apply_thread_environment
 from arborist.common.worker_main import run_main
@@ -50,11 +51,11 @@ class TargetRole:
             ),
         )
 
-    def rehearse(self, engine: Any, rows: int) -> float | None:
+    def rehearse(self, engine: Any, rows: int, clock: BusyClock) -> float | None:
         """Runs a forward of so many rows; returns its milliseconds."""
         from arborist.target.rehearsal import rehearse
 
-        return rehearse(engine, rows)
+        return rehearse(engine, rows, clock)
 
     def shell(self, engine: Any, **parts: Any) -> Any:
         """Returns the shell around the engine."""

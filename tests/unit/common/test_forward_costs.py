@@ -1,5 +1,7 @@
 """A worker's own measure of its forwards."""
 
+import pytest
+
 from arborist.common.forward_costs import ForwardCosts
 from arborist.core.cost_table import CostTable, RowCost
 
@@ -35,6 +37,19 @@ def test_points_are_few_ascending_and_make_a_table() -> None:
     assert rows_seen == sorted(set(rows_seen))
     assert len(costs.points) <= 32
     assert CostTable(costs.points).ms(1) == costs.points[0].ms
+
+
+def test_what_sessions_add_is_told_from_what_rows_add() -> None:
+    """Forwards of one session give the points; those of several, the time of each further one."""
+    costs = ForwardCosts()
+    for rows in (1, 16, 64):
+        costs.observe(rows, 10.0 + rows / 4)
+    for _ in range(100):
+        costs.observe(16, 14.0 + 7 * 0.5, 8)
+        costs.observe(64, 26.0 + 15 * 0.5, 16)
+
+    assert [one.ms for one in costs.points] == [10.25, 14.0, 26.0]
+    assert costs.session_ms == pytest.approx(0.5)
 
 
 def test_what_is_no_measurement_is_left_out() -> None:

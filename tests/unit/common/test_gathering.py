@@ -44,12 +44,12 @@ def test_a_forward_waits_until_all_came_back_or_time_is_up() -> None:
     """The wait counts from the answers; who is queued already is not waited for."""
     gathering = taught()
     gathering.ran([A, B, C], 3, 0.011)
-    gathering.came(C)
+    gathering.came(C, 1.0)
     gathering.answered(1.0)
 
     assert gathering.patience_s(1.001) == pytest.approx(0.003, abs=1e-4)
     assert gathering.patience_s(1.005) == 0.0
-    gathering.came(A)
+    gathering.came(A, 1.001)
     assert gathering.patience_s(1.001) > 0.0
     gathering.forget(B)
     assert gathering.patience_s(1.001) == 0.0
@@ -70,9 +70,24 @@ def test_who_does_not_come_back_is_waited_for_ever_more_rarely() -> None:
         gathering.ran([A], 1, 0.009)
         gathering.answered(float(number))
         if gathering.patience_s(number) > 0.0:
-            gathering.came(A)
+            gathering.came(A, float(number))
             waits.append(number)
     assert waits[9:] == list(range(318, 400))
+
+
+def test_who_comes_back_in_time_without_being_waited_for_is_waited_for_again() -> None:
+    """A session that stopped drafting, say: it must not stay out of step for 63 forwards."""
+    gathering = taught()
+    for number in range(40):
+        gathering.ran([A], 1, 0.009)
+        gathering.answered(float(number))
+    assert gathering.patience_s(39.0) == 0.0
+
+    gathering.came(A, 39.001)
+    gathering.ran([A], 1, 0.009)
+    gathering.answered(40.0)
+
+    assert gathering.patience_s(40.0) > 0.0
 
 
 def test_without_a_share_nobody_is_waited_for() -> None:

@@ -1,5 +1,6 @@
 """Forwards of chosen sizes before a worker serves."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def draft() -> EagleDraftEngine:
 @pytest.mark.parametrize("rows", [1, 2, 16, 64])
 def test_a_target_says_what_rows_take_and_keeps_nothing(target: TargetEngine, rows: int) -> None:
     """One session, root and a chain."""
-    ms = rehearse_target(target, rows)
+    ms = rehearse_target(target, rows, time.perf_counter_ns)
 
     assert ms is not None
     assert ms > 0
@@ -46,7 +47,7 @@ def test_a_target_says_what_rows_take_and_keeps_nothing(target: TargetEngine, ro
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 40])
 def test_a_draft_says_what_rows_take_and_keeps_nothing(draft: EagleDraftEngine, rows: int) -> None:
     """Eight rows of a session."""
-    ms = rehearse_draft(draft, rows)
+    ms = rehearse_draft(draft, rows, time.perf_counter_ns)
 
     assert ms is not None
     assert ms > 0
@@ -55,9 +56,9 @@ def test_a_draft_says_what_rows_take_and_keeps_nothing(draft: EagleDraftEngine, 
 
 def test_rows_that_do_not_fit_are_left_out(target: TargetEngine, draft: EagleDraftEngine) -> None:
     """Neither more nodes than a tree may have, nor more than the KV holds."""
-    assert rehearse_target(target, 128) is None
-    assert rehearse_target(target, 300) is None
-    assert rehearse_draft(draft, 100_000) is None
+    assert rehearse_target(target, 128, time.perf_counter_ns) is None
+    assert rehearse_target(target, 300, time.perf_counter_ns) is None
+    assert rehearse_draft(draft, 100_000, time.perf_counter_ns) is None
     assert target.kv_reserved_tokens == draft.kv_reserved_tokens == 0
 
 
@@ -72,7 +73,7 @@ def test_a_draft_of_few_ids_is_rehearsed_too() -> None:
         token_ids=[1, 2, 3],
     )
 
-    assert rehearse_draft(few, 4) is not None
+    assert rehearse_draft(few, 4, time.perf_counter_ns) is not None
     assert few.kv_reserved_tokens == 0
 
 
@@ -86,5 +87,5 @@ def test_a_forward_without_memory_is_left_out(
 
     monkeypatch.setattr("arborist.common.causal_model.CausalModel.forward", full)
 
-    assert rehearse_target(target, 16) is None
+    assert rehearse_target(target, 16, time.perf_counter_ns) is None
     assert target.kv_reserved_tokens == 0

@@ -19,8 +19,9 @@ from arborist.core.policy import Eagle2Policy
 from arborist.core.policy_settings import DRAFT_CALLS, DraftCalls
 from arborist.core.sampling import SamplingParams
 from arborist.core.shape import TreeShape
+from arborist.orchestrator.experience import CostedTarget
 from arborist.orchestrator.round import Round
-from arborist.orchestrator.tree_sizer import CostedDraft, CostedTarget
+from arborist.orchestrator.tree_sizer import CostedDraft
 
 EXPECTED = plain_decode(PROMPT, MAX_TOKENS, SamplingParams())
 DRAFTS = pytest.mark.parametrize("draft_type", [FakeDraft, FakeLanguageModelDraft])
@@ -33,6 +34,10 @@ class ScriptedSizer:
         self.drafts = drafts
         self.rounds: list[Round] = []
         self.rng = random.Random(3)
+
+    def rests_at(self, target: CostedTarget) -> bool:
+        """Returns whether the first round is drafted."""
+        return not self.drafts[0]
 
     def next_policy(
         self, target: CostedTarget | None, draft: CostedDraft | None
@@ -77,6 +82,23 @@ async def test_a_draft_that_rests_now_and_then_changes_no_token(
         assert round_.speculated or not any(
             phase.name.startswith("draft.") for phase in round_.phases
         )
+
+
+@DRAFTS
+async def test_a_session_that_begins_while_drafts_rest_asks_for_none(
+    draft_type: type[FakeDraft],
+) -> None:
+    """Neither opens it nor sends it features; once it is asked, it gets everything."""
+    never, late = ScriptedSizer([False]), ScriptedSizer([False] * 6 + [True] * 20)
+    resting, used = draft_type(1.0), draft_type(1.0)
+
+    await decode(make_decoder(FakeWorkers([FakeTarget()], resting), sizer=never)[0])
+    decoder, session = make_decoder(FakeWorkers([FakeTarget()], used), sizer=late)
+    await decode(decoder)
+
+    assert (resting.opened, used.opened) == (0, 1)
+    assert session.output == EXPECTED
+    assert any(one.accepted_count for one in late.rounds)
 
 
 @DRAFTS

@@ -11,8 +11,9 @@ from arborist.core.cost_table import CostTable, RowCost
 from arborist.core.policy import Eagle2Policy
 from arborist.core.shape import TreeShape
 from arborist.core.tree import VerifyTree
+from arborist.orchestrator.experience import Experiences
 from arborist.orchestrator.round import Phase, Round
-from arborist.orchestrator.tree_sizer import Experiences, TreeSizer
+from arborist.orchestrator.tree_sizer import TreeSizer
 
 LIMIT = TreeShape(4, 4, 16)
 
@@ -120,7 +121,7 @@ def test_a_server_is_about_as_fast_as_with_the_better_of_trees_and_none(
     """At every load, also when the tables of costs are wrong by half."""
     server = Server(verify, CHEAP, says=says, num_sessions=num_sessions)
     experiences = Experiences()
-    sizers = [experiences.sizer(Eagle2Policy(LIMIT)) for _ in range(num_sessions)]
+    sizers = [TreeSizer(experiences, Eagle2Policy(LIMIT)) for _ in range(num_sessions)]
 
     rate = play(server, sizers, chance, 400, random.Random(7))
 
@@ -131,7 +132,7 @@ def test_a_server_that_was_full_drafts_again_once_it_is_idle() -> None:
     """What was learned under load does not hold it back."""
     busy = Server(STEEP, CHEAP, num_sessions=64)
     experiences = Experiences()
-    sizers = [experiences.sizer(Eagle2Policy(LIMIT)) for _ in range(64)]
+    sizers = [TreeSizer(experiences, Eagle2Policy(LIMIT)) for _ in range(64)]
     play(busy, sizers, 0.3, 200, random.Random(1))
     at_load = [sizer.next_policy(busy, busy.drafting) for sizer in sizers]
     idle = Server(FLAT, CHEAP, num_sessions=1)
@@ -144,10 +145,35 @@ def test_a_server_that_was_full_drafts_again_once_it_is_idle() -> None:
     assert policy.shape.depth >= 3
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_sessions_seldom_change_their_mind(noise: float) -> None:
+    """Each change costs every session a round of catching up; noisy times are no reason."""
+    server = Server(STEEP, CHEAP, num_sessions=16)
+    experiences, rng = Experiences(), random.Random(5)
+    sizers = [TreeSizer(experiences, Eagle2Policy(LIMIT)) for _ in range(16)]
+    changes = 0
+    before = experiences.of(server).rests
+    for number in range(1000):
+        for sizer in sizers:
+            policy = sizer.next_policy(server, server.drafting)
+            shape = None if policy is None else policy.shape
+            taken = server.round_ms(shape) * (1 + noise * rng.random())
+            round_ = Round(number, 10, 1, 0, 0, end_ns=int(taken * 1e6))
+            if shape is not None:
+                round_.tree, round_.depth, round_.speculated = full_tree(shape), shape.depth, True
+                round_.accepted_nodes = tuple(range(1, accepted(0.5, shape.depth, rng) + 1))
+            sizer.observe(round_)
+        changes += experiences.of(server).rests != before
+        before = experiences.of(server).rests
+
+    assert before
+    assert changes <= 5
+
+
 def test_a_session_at_rest_tries_the_whole_tree_now_and_then() -> None:
     """Small ones often, the whole one seldom: it may cost a fiftieth of the time."""
     server = Server(STEEP, CHEAP, num_sessions=64)
-    sizer = Experiences().sizer(Eagle2Policy(LIMIT))
+    sizer = TreeSizer(Experiences(), Eagle2Policy(LIMIT))
     tried_ms = 0.0
     shapes = set()
     for number in range(3000):
@@ -171,7 +197,7 @@ def test_without_costs_the_largest_tree_is_drafted() -> None:
         costs = None
         num_sessions = 9
 
-    policy = Experiences().sizer(Eagle2Policy(LIMIT)).next_policy(Silent(), Silent())
+    policy = TreeSizer(Experiences(), Eagle2Policy(LIMIT)).next_policy(Silent(), Silent())
 
     assert policy is not None
     assert policy.shape == LIMIT
@@ -181,7 +207,7 @@ def test_a_failed_round_says_nothing_of_time() -> None:
     """A command that waited for its deadline is no cost of drafting."""
     server = Server(FLAT, CHEAP)
     experiences = Experiences()
-    sizer = experiences.sizer(Eagle2Policy(LIMIT))
+    sizer = TreeSizer(experiences, Eagle2Policy(LIMIT))
     sizer.next_policy(server, server.drafting)
     before = experiences.of(server).load(1, FLAT, CHEAP)
     failed = Phase("draft.extend", 0, 0, 250_000_000, remote=True, failed="DEADLINE")

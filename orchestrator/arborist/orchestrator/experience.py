@@ -1,0 +1,243 @@
+"""What a controller's sessions at one target learn together, and the size they decide on."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from arborist.core.acceptance import AcceptanceGrid
+from arborist.core.cost_table import CostTable
+from arborist.core.shape import TreeShape
+from arborist.core.tree_sizing import Load, TreeSize, best_tree, drafted_ms, plain_ms, root_alone
+from arborist.orchestrator.pace import Paces, load_bucket
+
+# Sizes that requests ask for are few; what is known of so many is kept.
+_MAX_LIMITS = 16
+# Fewest rounds of the sessions together between two decisions.
+_DECISION_ROUNDS = 8
+# Rounds of every session after a change between drafting and not, until times count again: drafts
+# catch up, and sessions come to share forwards anew.
+_SETTLING_ROUNDS = 4
+# Then so many rounds of every session, and so many in all, are its trial.
+_TRIAL_ROUNDS_OF_EACH = 6
+_FEWEST_TRIAL_ROUNDS = 24
+# Drafting, or not, is taken up when it promises so many times the present tokens per time,
+_CLEARLY_BETTER = 1.1
+# and tried when it promises so many times, once the time that this may lose is saved up.
+_WORTH_A_TRIAL = 0.75
+# A trial is expected to lose this share of its time at least; each that led to nothing makes the
+# next one so many times as dear.
+_LEAST_LOSS = 0.1
+_BACKOFF = 2.0
+_MOST_BACKOFF = 64.0
+# Share of the time that may be lost to trials and to larger trees tried by single sessions.
+_LOSS_SHARE = 0.02
+_MOST_SAVED_MS = 4000.0
+# Fewest rounds between two larger trees tried; every so many tries are of the whole tree.
+PROBE_ROUNDS = 8
+_WHOLE_TREE_PROBES = 4
+# Rows that a draft lacks when a single session tries a tree while others rest.
+_ROWS_BEHIND = 128
+
+
+class CostedTarget(Protocol):
+    """A target that says what its forwards cost."""
+
+    @property
+    def costs(self) -> CostTable | None:
+        """Returns what a forward takes; None while it is not known."""
+        ...
+
+    @property
+    def num_sessions(self) -> int:
+        """Returns the sessions that share its forwards."""
+        ...
+
+
+class Experience:
+    """What was learned at one target.
+
+    All sessions draft, or none does: forwards and event loops are shared, so that what drafting
+    costs can only be seen while all do. A single session now and then tries a larger tree, which
+    tells what is accepted; all together now and then try the other way, if it might pay.
+    """
+
+    def __init__(self) -> None:
+        """Starts with guesses, drafting."""
+        self.draft_costs: CostTable | None = None
+        """What the draft said last; sessions that never asked it decide by it."""
+        self._paces = Paces()
+        self._grids: OrderedDict[TreeShape, AcceptanceGrid] = OrderedDict()
+        self._present: OrderedDict[TreeShape, TreeSize] = OrderedDict()
+        self._drafting = True
+        self._on_trial = False
+        self._rounds_to_settle = 0
+        self._rounds_of_trial = 0
+        self._rounds_to_decision = 0
+        self._rounds_since_probe = 0
+        self._num_probes = 0
+        self._saved_ms = 0.0
+        # By sessions as a power of two.
+        self._backoffs: dict[int, float] = {}
+
+    @property
+    def rests(self) -> bool:
+        """Returns whether sessions decode plainly at present."""
+        return not self._drafting
+
+    def grid(self, limit: TreeShape) -> AcceptanceGrid:
+        """Returns what trees up to a limit have had accepted."""
+        grid = self._grids.get(limit)
+        if grid is None:
+            grid = self._grids[limit] = AcceptanceGrid(limit)
+            if len(self._grids) > _MAX_LIMITS:
+                self._grids.popitem(last=False)
+        self._grids.move_to_end(limit)
+        return grid
+
+    def load(self, num_sessions: int, verify: CostTable, draft: CostTable) -> Load:
+        """Returns what rounds cost with so many sessions."""
+        drafted = self._paces.slowdown(drafted=True, num_sessions=num_sessions)
+        plain = self._paces.slowdown(drafted=False, num_sessions=num_sessions)
+        return Load(num_sessions, verify, draft, drafted, plain)
+
+    def decide(self, limit: TreeShape, grid: AcceptanceGrid, load: Load) -> TreeSize:
+        """Returns the size that pays now, looked at again once every session had a round.
+
+        Args:
+            limit: The session's largest tree; sessions with other limits decide apart.
+            grid: What trees have had accepted.
+            load: The load.
+        """
+        present = self._present.get(limit)
+        self._rounds_to_decision -= 1
+        if present is not None and self._rounds_to_decision > 0:
+            return present
+        self._rounds_to_decision = max(load.num_sessions, _DECISION_ROUNDS)
+        tree = best_tree(limit, grid, load, present.shape if present else limit)
+        root = root_alone(load)
+        self._choose(tree, root, grid, load)
+        self._present[limit] = size = tree if self._drafting else root
+        self._present.move_to_end(limit)
+        if len(self._present) > _MAX_LIMITS:
+            self._present.popitem(last=False)
+        return size
+
+    def _choose(self, tree: TreeSize, root: TreeSize, grid: AcceptanceGrid, load: Load) -> None:
+        """Goes over to drafting, or away from it, to stay or to try it."""
+        if self._rounds_to_settle > 0 or self._rounds_of_trial > 0:
+            return
+        now, other = (tree, root) if self._drafting else (root, tree)
+        gain = other.tokens_per_ms / now.tokens_per_ms
+        bucket = load_bucket(load.num_sessions)
+        backoff = self._backoffs.get(bucket, 1.0)
+        if self._on_trial:
+            self._on_trial = False
+            if gain <= 1.0:
+                self._backoffs[bucket] = 1.0
+            else:
+                self._backoffs[bucket] = min(_BACKOFF * backoff, _MOST_BACKOFF)
+                self._change(load.num_sessions, on_trial=False)
+            return
+        if gain < _WORTH_A_TRIAL:
+            return
+        lost_ms = max(_LEAST_LOSS, 1.0 - gain) * self._trial_ms(other, grid, load) * backoff
+        if gain > _CLEARLY_BETTER and backoff == 1.0:
+            lost_ms = 0.0
+        if lost_ms <= self._saved_ms:
+            self._saved_ms -= lost_ms
+            self._change(load.num_sessions, on_trial=True)
+
+    def _change(self, num_sessions: int, *, on_trial: bool) -> None:
+        self._drafting = not self._drafting
+        self._on_trial = on_trial
+        self._rounds_to_settle = _SETTLING_ROUNDS * num_sessions
+        self._rounds_of_trial = 0
+        if on_trial:
+            self._paces.forget(drafted=self._drafting, num_sessions=num_sessions)
+            rounds = max(_FEWEST_TRIAL_ROUNDS, _TRIAL_ROUNDS_OF_EACH * num_sessions)
+            self._rounds_of_trial = rounds
+
+    def _trial_ms(self, size: TreeSize, grid: AcceptanceGrid, load: Load) -> float:
+        """Returns how long a trial takes, to settle included."""
+        rounds = _SETTLING_ROUNDS + max(
+            _TRIAL_ROUNDS_OF_EACH, _FEWEST_TRIAL_ROUNDS / load.num_sessions
+        )
+        if size.shape is None:
+            return rounds * load.plain_slowdown * plain_ms(load)
+        accepted = grid.accepted(size.shape)
+        return rounds * load.drafted_slowdown * drafted_ms(load, size.shape, accepted)
+
+    def probe(self, limit: TreeShape, grid: AcceptanceGrid, load: Load) -> TreeShape | None:
+        """Returns a larger tree for one session to try, once the time it may cost is saved up.
+
+        Args:
+            limit: The session's largest tree.
+            grid: What trees have had accepted.
+            load: The load.
+        """
+        present = self._present[limit]
+        self._rounds_since_probe += 1
+        if self._rounds_to_settle > 0 or self._rounds_of_trial > 0:
+            return None
+        if present.shape == limit or self._rounds_since_probe < PROBE_ROUNDS:
+            return None
+        whole = self._num_probes % _WHOLE_TREE_PROBES == _WHOLE_TREE_PROBES - 1
+        shape = limit if whole else _next_larger(present.shape, limit)
+        accepted = grid.accepted(shape)
+        # Its own share of what the size would take if all had it.
+        probe_ms = load.drafted_slowdown * drafted_ms(load, shape, accepted) / load.num_sessions
+        if present.shape is None:
+            probe_ms += load.draft.ms(_ROWS_BEHIND)
+        lost_ms = max(0.0, probe_ms - (1 + accepted) / (present.tokens_per_ms * load.num_sessions))
+        if lost_ms > self._saved_ms:
+            return None
+        self._saved_ms -= lost_ms
+        self._rounds_since_probe = 0
+        self._num_probes += 1
+        return shape
+
+    def observe(
+        self, actual_ms: float, expected_ms: float, *, drafted: bool, num_sessions: int
+    ) -> None:
+        """Takes the time of a session's round.
+
+        Args:
+            actual_ms: The whole round.
+            expected_ms: What its forwards and trips would take undisturbed.
+            drafted: Whether it had a draft.
+            num_sessions: Sessions that share the target.
+        """
+        saved_ms = self._saved_ms + _LOSS_SHARE * actual_ms / num_sessions
+        self._saved_ms = min(saved_ms, _MOST_SAVED_MS)
+        if self._rounds_to_settle > 0:
+            self._rounds_to_settle -= 1
+            return
+        self._rounds_of_trial = max(0, self._rounds_of_trial - 1)
+        if drafted != self._drafting:
+            return  # A draft that is gone: the others' forwards made its time.
+        self._paces.observe(actual_ms, expected_ms, drafted=drafted, num_sessions=num_sessions)
+
+
+class Experiences:
+    """What a controller knows of each of its targets, for as long as it is connected to it."""
+
+    def __init__(self) -> None:
+        """Knows none."""
+        self._of: WeakKeyDictionary[CostedTarget, Experience] = WeakKeyDictionary()
+
+    def of(self, target: CostedTarget) -> Experience:
+        """Returns what is known of a target."""
+        experience = self._of.get(target)  # Once a round: `setdefault` would make one each time.
+        if experience is None:
+            experience = self._of[target] = Experience()
+        return experience
+
+
+def _next_larger(shape: TreeShape | None, limit: TreeShape) -> TreeShape:
+    """Returns a tree a level deeper and with about twice the nodes."""
+    depth, nodes = (1, 1) if shape is None else (shape.depth, shape.num_draft_tokens)
+    return TreeShape(
+        min(depth + 1, limit.depth), limit.top_k, min(2 * nodes + 1, limit.num_draft_tokens)
+    )

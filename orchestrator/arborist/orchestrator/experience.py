@@ -31,8 +31,9 @@ _WORTH_A_TRIAL = 0.75
 _LEAST_LOSS = 0.1
 _BACKOFF = 2.0
 _MOST_BACKOFF = 64.0
-# Share of the time that may be lost to trials and to larger trees tried by single sessions.
-_LOSS_SHARE = 0.02
+# Share of the time that may be lost to trials, and to larger trees tried by single sessions.
+_TRIAL_SHARE = 0.01
+_PROBE_SHARE = 0.01
 _MOST_SAVED_MS = 4000.0
 # Fewest rounds between two larger trees tried; every so many tries are of the whole tree.
 PROBE_ROUNDS = 8
@@ -77,7 +78,8 @@ class Experience:
         self._rounds_to_decision = 0
         self._rounds_since_probe = 0
         self._num_probes = 0
-        self._saved_ms = 0.0
+        self._saved_for_trials_ms = 0.0
+        self._saved_for_probes_ms = 0.0
         # By sessions as a power of two.
         self._backoffs: dict[int, float] = {}
 
@@ -142,12 +144,14 @@ class Experience:
             return
         if gain < _WORTH_A_TRIAL:
             return
+        sessions = load.num_sessions
         lost_ms = max(_LEAST_LOSS, 1.0 - gain) * self._trial_ms(other, grid, load) * backoff
-        if gain > _CLEARLY_BETTER and backoff == 1.0:
+        seen = self._paces.is_known(drafted=not self._drafting, num_sessions=sessions)
+        if gain > _CLEARLY_BETTER and (seen or backoff == 1.0):
             lost_ms = 0.0
-        if lost_ms <= self._saved_ms:
-            self._saved_ms -= lost_ms
-            self._change(load.num_sessions, on_trial=True)
+        if lost_ms <= self._saved_for_trials_ms:
+            self._saved_for_trials_ms -= lost_ms
+            self._change(sessions, on_trial=True)
 
     def _change(self, num_sessions: int, *, on_trial: bool) -> None:
         self._drafting = not self._drafting
@@ -191,9 +195,9 @@ class Experience:
         if present.shape is None:
             probe_ms += load.draft.ms(_ROWS_BEHIND)
         lost_ms = max(0.0, probe_ms - (1 + accepted) / (present.tokens_per_ms * load.num_sessions))
-        if lost_ms > self._saved_ms:
+        if lost_ms > self._saved_for_probes_ms:
             return None
-        self._saved_ms -= lost_ms
+        self._saved_for_probes_ms -= lost_ms
         self._rounds_since_probe = 0
         self._num_probes += 1
         return shape
@@ -209,8 +213,11 @@ class Experience:
             drafted: Whether it had a draft.
             num_sessions: Sessions that share the target.
         """
-        saved_ms = self._saved_ms + _LOSS_SHARE * actual_ms / num_sessions
-        self._saved_ms = min(saved_ms, _MOST_SAVED_MS)
+        share_ms = actual_ms / num_sessions
+        saved_ms = self._saved_for_trials_ms + _TRIAL_SHARE * share_ms
+        self._saved_for_trials_ms = min(saved_ms, _MOST_SAVED_MS)
+        saved_ms = self._saved_for_probes_ms + _PROBE_SHARE * share_ms
+        self._saved_for_probes_ms = min(saved_ms, _MOST_SAVED_MS)
         if self._rounds_to_settle > 0:
             self._rounds_to_settle -= 1
             return

@@ -71,6 +71,11 @@ class Paces:
         """Begins a kind of round anew: what is old shall not weigh on what is tried now."""
         self._of.pop((drafted, load_bucket(num_sessions)), None)
 
+    def is_known(self, *, drafted: bool, num_sessions: int) -> bool:
+        """Returns whether a kind of round was seen at about so many sessions."""
+        pace = self._of.get((drafted, load_bucket(num_sessions)))
+        return pace is not None and pace.is_known(num_sessions)
+
     def slowdown(self, *, drafted: bool, num_sessions: int) -> float:
         """Returns what is known at about so many sessions, or else nearest to it.
 

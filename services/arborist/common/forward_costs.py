@@ -11,6 +11,8 @@ _BUCKETS_PER_DOUBLING = 2
 _MAX_BUCKET = 31
 # Weight of a new forward; what a machine takes changes slowly, what one forward takes is noise.
 _WEIGHT = 0.05
+# What sessions add differs with what they do; it is to hold for all of it, and not to swing.
+_SESSION_WEIGHT = 0.003
 # A forward so much slower than its bucket was stopped by something else; it counts as this much.
 _MAX_SURPRISE = 3.0
 
@@ -53,7 +55,7 @@ class ForwardCosts:
         """Takes what a forward took beyond its rows."""
         beyond_ms = max(0.0, ms - rows_ms) / num_further
         self._num_shared += 1
-        weight = max(_WEIGHT, 1.0 / self._num_shared)  # The first ones: their mean.
+        weight = max(_SESSION_WEIGHT, 1.0 / self._num_shared)  # The first ones: their mean.
         self.session_ms += weight * (beyond_ms - self.session_ms)
 
     def _observe_rows(self, rows: int, ms: float) -> None:

@@ -18,6 +18,7 @@ from arborist.core.errors import (
     ArboristError,
     DeadlineError,
     InvalidArgumentError,
+    ResourceExhaustedError,
     StaleStampError,
     UnavailableError,
     UnimplementedError,
@@ -516,14 +517,28 @@ class Decoder:
     # ---- targets ---------------------------------------------------------------------------
 
     async def _open_target(self, known: list[int]) -> tuple[TargetLink, DraftLink | None]:
-        """Opens the session at a target.
+        """Opens the session at a target that has room for it.
 
         Args:
             known: What the target will be given to prefill, as far as it may have it already.
         Returns:
             The target and the draft whose features it keeps.
+        Raises:
+            ResourceExhaustedError: None has room; the last one's words.
         """
-        target = await self._workers.target(avoid=self._lost_target)
+        full: list[TargetLink] = []
+        target = await self._workers.target(self._lost_target)
+        while True:
+            try:
+                return target, await self._open_at(target, known)
+            except ResourceExhaustedError:
+                full.append(target)
+                target = await self._workers.target(self._lost_target, full)
+                if target in full:
+                    raise
+
+    async def _open_at(self, target: TargetLink, known: list[int]) -> DraftLink | None:
+        """Opens the session at a target and returns the draft whose features it keeps."""
         self._target_epoch += 1
         # The session's own draft, if it has one: a new target keeps the features that it reads.
         draft = self._draft or self._pick_draft()
@@ -534,7 +549,7 @@ class Decoder:
             self._deadlines.open_s(compiles=self._session.json_schema is not None),
         )
         self._target_digest = target.info.digest
-        return target, draft
+        return draft
 
     def _prefix(self, tokens: list[int], *others: str) -> Prefix | None:
         """Returns what may be shared, with sessions of which these others are alike too."""

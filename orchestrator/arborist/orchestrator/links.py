@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Collection, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -310,11 +310,17 @@ class DraftLink(Protocol):
 class WorkerPool(Protocol):
     """Where the decode loop finds workers, at the start and after one was lost."""
 
-    async def target(self, avoid: TargetLink | None = None) -> TargetLink:
+    async def target(
+        self, avoid: TargetLink | None = None, full: Collection[TargetLink] = ()
+    ) -> TargetLink:
         """Returns a live target, another than `avoid` if there is one.
 
         Waits a bounded time for one to come (back) alive.
 
+        Args:
+            avoid: One that was lost; comes before those of `full`.
+            full: Those that have just refused the session for want of room; one of them is
+                returned only if there is no other.
         Raises:
             UnavailableError: None came alive in that time.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -271,7 +271,9 @@ class FixedWorkers:
         self._target = target
         self._draft = draft
 
-    async def target(self, avoid: TargetLink | None = None) -> TargetLink:
+    async def target(
+        self, avoid: TargetLink | None = None, full: Collection[TargetLink] = ()
+    ) -> TargetLink:
         """Returns the target."""
         return self._target
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 from arborist.core.engine import ModelInfo
@@ -260,8 +260,10 @@ class SessionWorkers:
         self._digest = ""
         self._draft: GrpcDraftLink | None = None
 
-    async def target(self, avoid: TargetLink | None = None) -> TargetLink:
-        """Returns a live target, another than the last one if there is one.
+    async def target(
+        self, avoid: TargetLink | None = None, full: Collection[TargetLink] = ()
+    ) -> TargetLink:
+        """Returns a live target, another than the last one and those without room if there is one.
 
         Raises:
             UnavailableError: None came in time.
@@ -271,8 +273,8 @@ class SessionWorkers:
         candidates = await self._knowing_first(self._candidates())
         if not candidates:
             raise UnavailableError(f"no target worker for model {self._model}", retry_after_ms=1000)
-        unwanted = (avoid, self._last)
-        chosen = next((one for one in candidates if one not in unwanted), candidates[0])
+        # The first of those that are the least unwanted: full is worse than lost, which may pass.
+        chosen = min(candidates, key=lambda one: (one in full, one in (avoid, self._last)))
         self._last = chosen
         self._digest = chosen.info.digest
         return chosen

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -481,10 +481,12 @@ class FakeWorkers:
         self.targets = targets
         self.live_draft = draft
 
-    async def target(self, avoid: TargetLink | None = None) -> TargetLink:
-        """Returns a target, another than `avoid` if there is one."""
+    async def target(
+        self, avoid: TargetLink | None = None, full: Collection[TargetLink] = ()
+    ) -> TargetLink:
+        """Returns a target, another than `avoid` and those of `full` if there is one."""
         await asyncio.sleep(0)
-        return next((one for one in self.targets if one is not avoid), self.targets[0])
+        return min(self.targets, key=lambda one: (one in full, one is avoid))
 
     def draft(self) -> DraftLink | None:
         """Returns the draft."""

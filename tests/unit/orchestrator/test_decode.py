@@ -459,6 +459,35 @@ async def test_a_full_target_refuses_before_anything_is_delivered():
     assert not target.sessions
 
 
+async def test_a_full_target_is_passed_over_for_one_with_room():
+    """However many are full; the session is refused only when all of them are."""
+
+    async def refuse(command: str) -> None:
+        await asyncio.sleep(0)
+        raise ResourceExhaustedError("planned")
+
+    full = [FakeTarget(refuse), FakeTarget(refuse)]
+    decoder, session = make_decoder(FakeWorkers([*full, FakeTarget()], FakeDraft(1.0)))
+    await decode(decoder)
+    assert session.output == EXPECTED
+    decoder, _ = make_decoder(FakeWorkers(full, FakeDraft(1.0)))
+    with pytest.raises(ResourceExhaustedError):
+        await decode(decoder)
+
+
+async def test_a_session_whose_target_is_lost_moves_to_one_with_room():
+    """A full target ends no session that another one can go on with."""
+    lost, full = FakeTarget(), FakeTarget()
+    decoder, session = make_decoder(FakeWorkers([lost, full, FakeTarget()], FakeDraft(0.5)))
+    rounds = decoder.run()
+    await anext(rounds)
+    lost.hook = Faults(0, ("target.verify",))
+    full.hook = Faults(0, ("target.open",), ResourceExhaustedError)
+    assert [one async for one in rounds]
+    decoder.close()
+    assert session.output == EXPECTED
+
+
 async def test_cancelling_at_any_moment_frees_both_workers():
     """Wherever a cancellation strikes, neither worker keeps anything of the session."""
     for at in range(await _moments(("draft.", "target."))):

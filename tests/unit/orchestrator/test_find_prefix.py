@@ -45,6 +45,19 @@ async def test_the_target_that_knows_the_prompt_gets_the_session(
         assert chosen.worker_id == knowing  # type: ignore[attr-defined]
 
 
+async def test_a_target_without_room_is_chosen_only_if_there_is_no_other() -> None:
+    """Also if it knows the prompt, and the other one was tried or lost before."""
+    async with AsyncExitStack() as stack:
+        knowing = ScriptedTarget(worker_id="w1", known_tokens=30)
+        pool = await connected(stack, knowing, ScriptedTarget(worker_id="w2"))
+        workers = SessionWorkers(pool, MODEL.name, 5.0, Placement.of("t", PROMPT))
+        full = await workers.target()
+        other = await workers.target(full=[full])
+        assert other is not full
+        assert await workers.target(avoid=other, full=[full]) is other
+        assert await workers.target(full=[full, other]) in (full, other)
+
+
 async def test_a_worker_cannot_say_that_it_knows_more_than_it_was_asked() -> None:
     """What it says is cut."""
     async with AsyncExitStack() as stack:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
 import threading
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -19,13 +19,15 @@ class _Node:
     Attributes:
         tokens: int64, shape (n,); n = 0 for the root of a scope.
         slots: int64, shape (n,); where each token's data lies.
+        scope: Whose it is.
         parent: None for the root of a scope.
-        children: By their first token.
         used: When the run was last read or written, in calls.
+        children: By their first token.
     """
 
     tokens: IntArray
     slots: IntArray
+    scope: Hashable
     parent: _Node | None
     used: int
     children: dict[int, _Node] = field(default_factory=dict)
@@ -36,7 +38,8 @@ class PrefixTree:
 
     Sequences that begin alike share the slots of what they share. Tokens themselves are compared,
     no hash of them. What was not used for longest makes room, ends of sequences first, so that
-    everything before a held token is held too. One thread changes it, any may ask for a `length`.
+    everything before a held token is held too. One thread changes it, any may ask for a `length`,
+    and waits for no more than the steps of one sequence: no call looks at all that is held.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -47,6 +50,9 @@ class PrefixTree:
         """
         self.capacity = capacity
         self._roots: dict[Hashable, _Node] = {}
+        # Runs by their last use, oldest first, each behind all that hangs below it: so the first
+        # one is an end that was not used for longest.
+        self._order: OrderedDict[_Node, None] = OrderedDict()
         self._free = np.arange(capacity)[::-1].copy()  # A stack; the lowest slots leave first.
         self._num_free = capacity
         self._calls = 0
@@ -63,7 +69,7 @@ class PrefixTree:
         with self._lock:
             self._calls += 1
             path = self._walk(scope, wanted)
-            self._mark(scope, path)
+            self._mark(path[-1][0] if path else None)
         return np.concatenate([np.empty(0, np.int64), *(slots for _, slots in path)])
 
     def length(self, scope: Hashable, tokens: Sequence[int]) -> int:
@@ -103,9 +109,7 @@ class PrefixTree:
             if node.parent is None or node.children:
                 return
             self._give_back(node.slots)
-            del node.parent.children[int(node.tokens[0])]
-            if node.parent.parent is None and not node.parent.children:
-                del self._roots[scope]
+            self._drop(node)
 
     def _insert(self, scope: Hashable, wanted: IntArray) -> tuple[int, IntArray]:
         self._calls += 1
@@ -114,13 +118,17 @@ class PrefixTree:
         if path and begin < len(wanted):
             # Cut first: what comes behind the common part was not used and may make room.
             path[-1] = self._cut(*path[-1])
-        self._mark(scope, path)
+        last = path[-1][0] if path else None
+        self._mark(last)
         new = self._take(len(wanted) - begin)
         if not len(new):
             return begin, new
-        node = path[-1][0] if path else self._root(scope)
+        parent = last or self._root(scope)
         run = wanted[begin : begin + len(new)].copy()
-        node.children[int(run[0])] = _Node(run, new, node, self._calls)
+        node = _Node(run, new, scope, parent, self._calls)
+        parent.children[int(run[0])] = node
+        self._order[node] = None
+        self._mark(node)
         return begin, new
 
     def check_integrity(self) -> None:
@@ -129,15 +137,25 @@ class PrefixTree:
         Raises:
             RuntimeError: They do not.
         """
-        held = [self._free[: self._num_free]]
+        held, num_runs = [self._free[: self._num_free]], 0
         for scope in self._roots:
             for node in self._nodes(scope):
                 held.append(node.slots)
+                num_runs += node.parent is not None
                 if len(node.slots) != len(node.tokens):
                     raise RuntimeError(f"{len(node.tokens)} tokens lie in {len(node.slots)} slots")
                 for first, child in node.children.items():
                     if child.parent is not node or first != child.tokens[0]:
                         raise RuntimeError("a run of the prefix cache hangs in the wrong place")
+        places = {node: place for place, node in enumerate(self._order)}
+        for node, place in places.items():
+            above = node.parent
+            if above is None or place > places.get(above, len(places)):
+                raise RuntimeError("a run of the prefix cache would make room after all before it")
+            if above.children.get(int(node.tokens[0])) is not node:
+                raise RuntimeError("a run of the prefix cache would make room after it was dropped")
+        if len(places) != num_runs:
+            raise RuntimeError("a run of the prefix cache would never make room")
         if not np.array_equal(np.sort(np.concatenate(held)), np.arange(self.capacity)):
             raise RuntimeError("slots of the prefix cache are lost or held twice")
 
@@ -158,26 +176,29 @@ class PrefixTree:
                 break
         return path
 
-    def _mark(self, scope: Hashable, path: list[tuple[_Node, IntArray]]) -> None:
-        """Notes that a path is used now."""
-        root = self._roots.get(scope)
-        if root is not None:
-            root.used = self._calls
-        for node, _ in path:
+    def _mark(self, node: _Node | None) -> None:
+        """Notes that a run and all before it are used now; what hangs below comes first."""
+        while node is not None and node.parent is not None:
             node.used = self._calls
+            self._order.move_to_end(node)
+            node = node.parent
 
     def _root(self, scope: Hashable) -> _Node:
         if scope not in self._roots:
             empty = np.empty(0, np.int64)
-            self._roots[scope] = _Node(empty, empty, None, self._calls)
+            self._roots[scope] = _Node(empty, empty, scope, None, self._calls)
         return self._roots[scope]
 
     def _cut(self, node: _Node, slots: IntArray) -> tuple[_Node, IntArray]:
-        """Cuts a run behind some of its slots; returns the first part, now a run of its own."""
+        """Cuts a run behind some of its slots; returns the first part, now a run of its own.
+
+        The first part must be marked next: it stands in no order yet.
+        """
         parent, at = node.parent, len(slots)
         if parent is None or at == len(node.tokens):
             return node, slots
-        head = _Node(node.tokens[:at].copy(), slots.copy(), parent, node.used)
+        head = _Node(node.tokens[:at].copy(), slots.copy(), node.scope, parent, node.used)
+        self._order[head] = None
         parent.children[int(head.tokens[0])] = head
         node.tokens, node.slots = node.tokens[at:].copy(), node.slots[at:].copy()
         node.parent = head
@@ -194,17 +215,9 @@ class PrefixTree:
         return taken[::-1].copy()
 
     def _evict(self, count: int) -> None:
-        leaves = [
-            (node.used, order, scope, node)
-            for order, (scope, node) in enumerate(
-                (scope, node) for scope in self._roots for node in self._nodes(scope)
-            )
-            if not node.children
-        ]
-        heapq.heapify(leaves)
-        while count > 0 and leaves:
-            used, order, scope, node = heapq.heappop(leaves)
-            if used == self._calls:
+        while count > 0 and self._order:
+            node = next(iter(self._order))
+            if node.used == self._calls:
                 return
             dropped = min(count, len(node.slots))
             self._give_back(node.slots[len(node.slots) - dropped :])
@@ -213,13 +226,17 @@ class PrefixTree:
             if kept:
                 node.tokens, node.slots = node.tokens[:kept].copy(), node.slots[:kept].copy()
                 return
-            parent = node.parent
-            if parent is None:
-                del self._roots[scope]
-                continue
-            del parent.children[int(node.tokens[0])]
-            if not parent.children:
-                heapq.heappush(leaves, (parent.used, order, scope, parent))
+            self._drop(node)
+
+    def _drop(self, node: _Node) -> None:
+        """Forgets an end, and its scope with the last of it."""
+        del self._order[node]
+        parent = node.parent
+        if parent is None:
+            return
+        del parent.children[int(node.tokens[0])]
+        if parent.parent is None and not parent.children:
+            del self._roots[node.scope]
 
     def _give_back(self, slots: IntArray) -> None:
         self._free[self._num_free : self._num_free + len(slots)] = slots[::-1]

@@ -1,5 +1,10 @@
 """The tree finds the longest known beginning and forgets the ends not used for longest."""
 
+import random
+import sys
+from types import FrameType
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -110,3 +115,76 @@ def test_an_insert_taken_back_leaves_what_was_there_before():
     assert len(tree.match("s", [1, 2, 3, 4])) == 3
     assert len(tree.match("t", [1, 2])) == 0
     assert len(tree.insert("t", [5] * 7)[1]) == 7
+
+
+class Forgetful:
+    """A cache by the book: every known beginning with when it was last used, in one table."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.used: dict[tuple[str, tuple[int, ...]], tuple[int, int]] = {}
+        self.calls = 0
+
+    def use(self, scope: str, tokens: list[int], *, insert: bool) -> None:
+        """Reads or puts a sequence; of beginnings used at the same time the longest go first."""
+        self.calls += 1
+        for end in range(1, min(len(tokens), self.capacity) + 1):
+            key = (scope, tuple(tokens[:end]))
+            if not insert and key not in self.used:
+                break
+            self.used[key] = (self.calls, -end)
+        while len(self.used) > self.capacity:
+            del self.used[min(self.used, key=lambda one: self.used[one])]
+
+
+def test_it_forgets_what_a_table_of_last_uses_would_forget() -> None:
+    """Whatever was read, put and cut before, as many tokens of each sequence are known."""
+    rng = random.Random(3)
+    tree, book = PrefixTree(40), Forgetful(40)
+    for _ in range(600):
+        scope = rng.choice("ab")
+        tokens = [rng.randrange(3) for _ in range(3)] + [rng.randrange(10**6) for _ in range(5)]
+        known = [list(one) for owner, one in book.used if owner == scope]
+        # A run counts as used as a whole, so nothing is read that ends inside one.
+        whole = [one for one in known if not any(one == more[:-1] for more in known)]
+        if whole and rng.random() < 0.5:
+            tokens = rng.choice(whole)
+            tree.match(scope, tokens)
+            book.use(scope, tokens, insert=False)
+        else:
+            tree.insert(scope, tokens)
+            book.use(scope, tokens, insert=True)
+        tree.check_integrity()
+        for one in known:
+            expected = sum((scope, tuple(one[: n + 1])) in book.used for n in range(len(one)))
+            assert tree.length(scope, one) == expected
+
+
+def lines_run(call: Any) -> int:
+    """Counts the lines of Python that a call runs."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_an_insert_into_a_full_cache_costs_the_same_however_much_is_held() -> None:
+    """Nobody who asks for a length waits for a look at all that is held."""
+    steps = []
+    for num_sequences in (20, 2000):
+        tree = PrefixTree(4 * num_sequences)
+        for number in range(num_sequences):
+            tree.insert("s", [number, 1, 2, 3])
+        steps.append(lines_run(lambda tree=tree: tree.insert("s", [-1, 1, 2, 3])))
+        assert tree.length("s", [0, 1, 2, 3]) == 0
+    assert steps[0] == steps[1]

@@ -68,3 +68,16 @@ def test_special_tokens_have_their_name() -> None:
 
     assert tokenizer.token_text(0) == "<|end|>"
     assert tokenizer.token_text(10**6) == ""
+
+
+def test_a_token_that_was_told_before_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log-probs name the same few tokens in every round, on the loop that serves everybody."""
+    tokenizer = byte_level_tokenizer()
+    decode, decoded = tokenizer.decode, []
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: decoded.append(ids) or decode(ids))
+    first = [(tokenizer.token_text(one), tokenizer.token_bytes(one)) for one in range(20)]
+    num_decoded = len(decoded)
+
+    assert num_decoded
+    assert first == [(tokenizer.token_text(one), tokenizer.token_bytes(one)) for one in range(20)]
+    assert len(decoded) == num_decoded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,8 @@ from arborist.orchestrator.api.incoming import ChatTurn
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _MAX_REASON_LENGTH = 200
+# Labels kept: log-probs name the same likely tokens again and again, each costs two decodes.
+_MAX_LABELS = 16384
 
 
 class Tokenizer:
@@ -36,6 +39,7 @@ class Tokenizer:
         )
         self._byte_ids = frozenset(byte_ids)
         self._byte_of_letter = _byte_letters()
+        self._label = functools.lru_cache(maxsize=_MAX_LABELS)(self._make_label)
 
     @property
     def byte_ids(self) -> frozenset[int]:
@@ -97,14 +101,23 @@ class Tokenizer:
             Its text; the name of a special token; U+FFFD for part of a character; empty for an id
             without a token.
         """
+        return self._label(token_id)[0]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Returns the bytes of a token's text, exact also for part of a character."""
+        return self._label(token_id)[1]
+
+    def _make_label(self, token_id: int) -> tuple[str, bytes]:
+        text = self._token_text(token_id)
+        return text, self._token_bytes(token_id, text)
+
+    def _token_text(self, token_id: int) -> str:
         if token_id in self._special_ids:
             return str(self._backend.convert_ids_to_tokens(token_id))
         # Behind itself, because some decoders drop a leading space at the start of a text.
         return self.decode((token_id, token_id))[len(self.decode((token_id,))) :]
 
-    def token_bytes(self, token_id: int) -> bytes:
-        """Returns the bytes of a token's text, exact also for part of a character."""
-        text = self.token_text(token_id)
+    def _token_bytes(self, token_id: int, text: str) -> bytes:
         if _REPLACEMENT not in text:
             return text.encode()
         piece = str(self._backend.convert_ids_to_tokens(token_id))

@@ -137,18 +137,36 @@ def penalize(scores: Tensor, counts: TokenCounts, params: SamplingParams) -> Non
         counts: Of the same rows.
         params: The penalties.
     """
-    ids = torch.from_numpy(counts.token_ids).to(scores.device)  # [T]
-    chosen = scores[:, ids]  # [R, T]
+    device = scores.device
+    ids, number = counts.token_ids, counts.num_output
+    if params.repetition_penalty == 1.0:
+        # The others look at the output alone, and prompts are long.
+        ids, number = ids[number > 0], number[number > 0]
+    columns = torch.from_numpy(ids).to(device)  # [T]
+    rows = torch.from_numpy(counts.path_rows).to(device)  # [P]
+    path_ids = torch.from_numpy(counts.path_token_ids).to(device)  # [P]
+    on_paths = scores[rows, path_ids]  # [P]; raw, before the history's change them
+    chosen = scores.index_select(1, columns)  # [R, T]
+    _penalize_chosen(chosen, torch.from_numpy(number).to(device), params)
+    scores.index_copy_(1, columns, chosen)
+    _penalize_chosen(on_paths, torch.from_numpy(counts.path_num_output).to(device), params)
+    scores[rows, path_ids] = on_paths
+
+
+def _penalize_chosen(chosen: Tensor, number: Tensor, params: SamplingParams) -> None:
+    """Applies all penalties to logits of tokens that were seen, in place.
+
+    Args:
+        chosen: float32, shape (…, N).
+        number: float32, shape (N,); occurrences in the output.
+        params: The penalties.
+    """
     if params.repetition_penalty != 1.0:
-        seen = torch.from_numpy(counts.seen).to(scores.device)  # [R, T]
         penalty = params.repetition_penalty
-        repeated = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
-        chosen = torch.where(seen, repeated, chosen)
+        chosen.copy_(torch.where(chosen < 0, chosen * penalty, chosen / penalty))
     if params.presence_penalty or params.frequency_penalty:
-        number = torch.from_numpy(counts.num_output).to(scores.device)  # [R, T]
-        chosen = chosen - (number > 0) * params.presence_penalty
-        chosen = chosen - number * params.frequency_penalty
-    scores[:, ids] = chosen
+        chosen -= (number > 0) * params.presence_penalty
+        chosen -= number * params.frequency_penalty
 
 
 def going_on(scores: Tensor, rows: Sequence[int], end_token_ids: Sequence[int]) -> list[int]:

@@ -8,20 +8,29 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+_FIRST_COLUMNS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Tokens seen along several paths; T = distinct tokens of all of them.
+    """Tokens seen along several paths: what all of them share, and what each adds to it.
+
+    Kept apart because the first is long (T = distinct tokens of the history) and the same for every
+    row, the second short (P = distinct tokens of each path, summed over the rows).
 
     Attributes:
-        token_ids: int64, shape (T,), distinct.
-        num_output: float32, shape (rows, T); occurrences in the output, path included.
-        seen: bool, shape (rows, T); whether prompt, output or path has it.
+        token_ids: int64, shape (T,), distinct; the history's.
+        num_output: float32, shape (T,); occurrences in the history's output.
+        path_rows: int64, shape (P,); the row that a path's token belongs to.
+        path_token_ids: int64, shape (P,); distinct within a row.
+        path_num_output: float32, shape (P,); occurrences in the output, history and path.
     """
 
     token_ids: npt.NDArray[np.int64]
     num_output: npt.NDArray[np.float32]
-    seen: npt.NDArray[np.bool_]
+    path_rows: npt.NDArray[np.int64]
+    path_token_ids: npt.NDArray[np.int64]
+    path_num_output: npt.NDArray[np.float32]
 
 
 class TokenHistory:
@@ -36,7 +45,9 @@ class TokenHistory:
         self._prompt_length = prompt_length
         self._length = 0
         self._column: dict[int, int] = {}
-        self._num_output: list[int] = []
+        # With room for more; only the columns given out count.
+        self._token_ids = np.zeros(_FIRST_COLUMNS, dtype=np.int64)
+        self._num_output = np.zeros(_FIRST_COLUMNS, dtype=np.float32)
 
     def __len__(self) -> int:
         """Returns the tokens appended."""
@@ -44,11 +55,12 @@ class TokenHistory:
 
     def append(self, tokens: Sequence[int]) -> None:
         """Adds tokens at the end; whether they are prompt or output follows from their places."""
+        self._make_room(len(self._column) + len(tokens))
         for position, token in enumerate(tokens, start=self._length):
-            column = self._column.setdefault(token, len(self._num_output))
-            if column == len(self._num_output):
-                self._num_output.append(0)
-            self._num_output[column] += position >= self._prompt_length
+            column = self._column.setdefault(token, len(self._column))
+            self._token_ids[column] = token
+            if position >= self._prompt_length:
+                self._num_output[column] += 1
         self._length += len(tokens)
 
     def counts(self, paths: Sequence[Sequence[int]]) -> TokenCounts:
@@ -57,23 +69,31 @@ class TokenHistory:
         Args:
             paths: Per row the tokens behind the history, oldest first.
         """
-        known = len(self._num_output)
-        columns: dict[int, int] = {}  # Of tokens that only paths have.
-        places: list[tuple[int, int, int]] = []
+        known = len(self._column)
+        added: dict[tuple[int, int], int] = {}
         for row, path in enumerate(paths):
             for position, token in enumerate(path, start=self._length):
-                column = self._column.get(token)
-                if column is None:
-                    column = columns.setdefault(token, known + len(columns))
-                places.append((row, column, position >= self._prompt_length))
-        total = known + len(columns)
-        num_output = np.zeros((len(paths), total), dtype=np.float32)  # [R, T]
-        num_output[:, :known] = self._num_output
-        seen = np.zeros((len(paths), total), dtype=np.bool_)  # [R, T]
-        seen[:, :known] = True
-        if places:
-            rows, cols, outputs = np.array(places, dtype=np.int64).T
-            np.add.at(num_output, (rows, cols), outputs.astype(np.float32))
-            seen[rows, cols] = True
-        token_ids = np.fromiter((*self._column, *columns), dtype=np.int64, count=total)
-        return TokenCounts(token_ids, num_output, seen)
+                key = (row, token)
+                added[key] = added.get(key, 0) + (position >= self._prompt_length)
+        before = [self._column.get(token) for _, token in added]
+        return TokenCounts(
+            self._token_ids[:known].copy(),
+            self._num_output[:known].copy(),
+            np.fromiter((row for row, _ in added), np.int64, len(added)),
+            np.fromiter((token for _, token in added), np.int64, len(added)),
+            np.fromiter(
+                (
+                    count + (0.0 if column is None else self._num_output[column])
+                    for count, column in zip(added.values(), before, strict=True)
+                ),
+                np.float32,
+                len(added),
+            ),
+        )
+
+    def _make_room(self, columns: int) -> None:
+        missing = columns - len(self._token_ids)
+        if missing > 0:
+            grown = max(missing, len(self._token_ids))  # Doubled: each token moves rarely.
+            self._token_ids = np.pad(self._token_ids, (0, grown))
+            self._num_output = np.pad(self._num_output, (0, grown))

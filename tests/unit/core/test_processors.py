@@ -170,11 +170,55 @@ def test_counting_paths_leaves_the_history_alone() -> None:
     first = history.counts([(9, 2), (4,)])
     again = history.counts([(9, 2), (4,)])
 
-    assert first.token_ids.tolist() == again.token_ids.tolist() == [4, 9, 2]
-    assert first.num_output.tolist() == again.num_output.tolist() == [[0, 2, 1], [1, 1, 0]]
-    assert first.seen.tolist() == [[True, True, True], [True, True, False]]
+    for counts in (first, again):
+        assert counts.token_ids.tolist() == [4, 9]
+        assert counts.num_output.tolist() == [0, 1]
+        assert counts.path_rows.tolist() == [0, 0, 1]
+        assert counts.path_token_ids.tolist() == [9, 2, 4]
+        assert counts.path_num_output.tolist() == [2, 1, 1]
     assert len(history) == 2
-    assert history.counts([()]).num_output.tolist() == [[0, 1]]
+
+
+def test_counts_of_the_history_are_taken_once_for_all_rows() -> None:
+    """What is counted grows with prompt plus paths, not with prompt times rows."""
+    history = TokenHistory(300)
+    history.append(range(300))
+
+    counts = history.counts([(7, row) for row in range(50)])
+
+    assert counts.num_output.size == 300
+    assert counts.path_num_output.size == 99  # Row 7 has its token twice.
+
+
+@pytest.mark.parametrize("repetition", [1.0, 1.3])
+@pytest.mark.parametrize(("presence", "frequency"), [(0.0, 0.0), (0.7, 0.0), (-0.4, 0.3)])
+def test_penalties_are_to_the_last_bit_those_of_one_token_after_the_other(
+    repetition: float, presence: float, frequency: float
+) -> None:
+    """Sharing the history's counts between rows rounds nothing differently."""
+    random = Random(7)
+    prompt = [random.randrange(VOCAB_SIZE) for _ in range(90)]
+    output = [random.randrange(VOCAB_SIZE // 2) for _ in range(9)]
+    paths = node_paths(5, *random_tree(random, 30))
+    logits = random_logits(len(paths), 11)
+    params = SamplingParams(
+        repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency
+    )
+    processors = LogitProcessors(params, len(prompt), ())
+    processors.append([*prompt, *output])
+
+    got = processors.apply(logits, paths, [len(prompt) + len(output) + len(p) for p in paths])
+
+    for row, path in enumerate(paths):
+        said = Counter([*output, *path])
+        for token in range(VOCAB_SIZE):
+            value = logits[row, token]
+            if repetition != 1.0 and token in {*prompt, *said}:
+                value = value * repetition if value < 0 else value / repetition
+            if said[token]:
+                value = value - presence
+                value = value - torch.tensor(float(said[token])) * frequency
+            assert got[row, token] == value
 
 
 @pytest.mark.parametrize(

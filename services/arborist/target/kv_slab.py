@@ -2,8 +2,8 @@
 
 On a CPU every operation has a price of its own, and one that two threads share ends with the slower
 thread; with memory per session there is one for every session in every layer. Pages are taken from
-the system when they are first written, so slots nobody uses cost nothing; what a session writes
-lies close together, because pages may be large.
+the system when they are first written and go back to it when fewer sessions are left, so slots that
+nobody uses cost little; what a session writes lies close together, because pages may be large.
 """
 
 from __future__ import annotations
@@ -43,14 +43,24 @@ class Slab:
         slot_bytes = sum(heads * width for heads, width in planes) * capacity * dtype.itemsize
         self.num_slots = max(1, min(_MAX_SLOTS, _MAX_SLAB_BYTES // max(slot_bytes, 1)))
         self.capacity = capacity
-        self._stacks = {
-            shape: _zeros((self.num_slots, count, shape[0], capacity, shape[1]), dtype)
+        shapes = {
+            shape: (self.num_slots, count, shape[0], capacity, shape[1])
             for shape, count in Counter(planes).items()
+        }
+        self._pages = {
+            shape: _pages(math.prod(full) * dtype.itemsize) for shape, full in shapes.items()
+        }
+        self._stacks = {
+            shape: torch.frombuffer(self._pages[shape], dtype=dtype, count=math.prod(full)).view(
+                full
+            )
+            for shape, full in shapes.items()
         }  # each [S, planes, heads, C, width]
         numbers = {shape: itertools.count() for shape in self._stacks}
         ordered = [(shape, next(numbers[shape])) for shape in planes]
         self._keys, self._values = ordered[0::2], ordered[1::2]
         self._free = list(range(self.num_slots - 1, -1, -1))
+        self._warm: set[int] = set()  # Free slots that have their pages still.
 
     @property
     def full(self) -> bool:
@@ -64,10 +74,15 @@ class Slab:
 
     def take(self) -> int:
         """Takes the lowest free slot."""
-        return self._free.pop()
+        slot = self._free.pop()
+        self._warm.discard(slot)
+        return slot
 
     def give_back(self, slot: int, used: int) -> None:
         """Frees a slot and clears what was written, so that nobody meets another's NaN.
+
+        As many free slots as taken ones keep their pages for the sessions to come, which need not
+        wait for the system then; one that stays does not hold what all others had beside it.
 
         Args:
             slot: Which.
@@ -75,8 +90,19 @@ class Slab:
         """
         for stack in self._stacks.values():
             stack[slot, :, :, :used] = 0
+        self._warm.add(slot)
         self._free.append(slot)
         self._free.sort(reverse=True)
+        while len(self._warm) > self.num_slots - len(self._free):
+            self._cool(max(self._warm))
+
+    def _cool(self, slot: int) -> None:
+        """Gives a free slot's pages back to the system, which gives cleared ones when needed."""
+        self._warm.remove(slot)
+        for shape, stack in self._stacks.items():
+            num_bytes = stack[slot].nbytes
+            if num_bytes % mmap.PAGESIZE == 0:  # Else it shares a page with its neighbour.
+                self._pages[shape].madvise(mmap.MADV_DONTNEED, slot * num_bytes, num_bytes)
 
     def stacks(self, slot: int) -> dict[Shape, Tensor]:
         """Returns the planes of one slot by shape, each (planes, heads, capacity, width); views."""
@@ -157,12 +183,11 @@ class SlabPool:
             self._slabs[slab.capacity].remove(slab)
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _pages(num_bytes: int) -> mmap.mmap:
     # Cleared pages, taken from the system as they are touched, and small ones: torch would write
     # them all, numpy ask for huge ones, of which a session fills little.
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     try:
-        cleared = mmap.mmap(-1, max(math.prod(shape) * dtype.itemsize, 1), flags=flags)
+        return mmap.mmap(-1, max(num_bytes, 1), flags=flags)
     except OSError as error:
         raise MemoryError(f"no memory for a slab: {error.strerror}") from None
-    return torch.frombuffer(cleared, dtype=dtype, count=math.prod(shape)).view(shape)

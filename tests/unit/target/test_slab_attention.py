@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from arborist.common import slab_attention
 from arborist.common.kv_layout import KvLayout
 from arborist.common.packed_attention import PackedBatch, Segment, packed_attention
 from arborist.target.kv import KvPool
+from arborist.target.kv_slab import Slab
 
 CPU = torch.device("cpu")
 KV_HEADS, WIDTH, LAYERS = 2, 4, 2
@@ -151,6 +154,41 @@ def test_memory_is_given_back_with_the_last_session() -> None:
         kv.free(key)
         kv.free(key)
     assert not any(slabs._slabs.values())
+
+
+@pytest.mark.parametrize("width", [WIDTH, 5])
+def test_a_slot_that_is_free_again_reads_as_zeros(width: int) -> None:
+    """Also where slots share pages with each other; its neighbours keep what they hold."""
+    slab = Slab(((KV_HEADS, width),) * 2, 256, torch.bfloat16)
+    slots = [slab.take() for _ in range(6)]
+    for slot in slots:
+        for stack in slab.stacks(slot).values():
+            stack[:, :, :100] = 1 + slot
+    for slot in (1, 5, 2, 4):
+        slab.give_back(slot, 100)
+    for slot, value in zip(slots, (1, 0, 0, 4, 0, 0), strict=True):
+        for stack in slab.stacks(slot).values():
+            assert (stack[:, :, :100] == value).all()
+    assert [slab.take() for _ in range(4)] == [1, 2, 4, 5]
+
+
+def resident_bytes() -> int:
+    """Returns the memory that this process has from the system now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_a_session_that_ends_gives_its_memory_back_though_others_go_on() -> None:
+    """One session that stays does not hold what all the others had beside it."""
+    slab = Slab(((8, 64),) * 8, 1024, torch.float32)
+    slots = [slab.take() for _ in range(5)]
+    for slot in slots:
+        for stack in slab.stacks(slot).values():
+            stack[:] = 1.0
+    num_bytes = sum(stack.nbytes for stack in slab.stacks(slots[0]).values())
+    before = resident_bytes()
+    for slot in slots[1:]:
+        slab.give_back(slot, 1024)
+    assert before - resident_bytes() > 2.5 * num_bytes
 
 
 def test_keys_and_values_of_different_widths_attend_alone() -> None:

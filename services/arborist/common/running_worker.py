@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from contextlib import AsyncExitStack
 from functools import partial
 from importlib.metadata import version
@@ -17,9 +16,14 @@ import uvloop
 
 from arborist.common.busy_clock import BusyClock, busy_clock
 from arborist.common.config import ArboristConfig, WorkerConfig
+from arborist.common.cost_rehearsal import (
+    FULL_REHEARSAL_S,
+    SHORT_REHEARSAL_S,
+    CostRehearsal,
+    finish_rehearsal,
+)
 from arborist.common.ended_thread import in_ended_thread
 from arborist.common.event_loop_metrics import watch_event_loop
-from arborist.common.forward_costs import ForwardCosts
 from arborist.common.loading_gate import LoadingGate
 from arborist.common.logging_setup import configure_logging
 from arborist.common.metrics_server import MetricsServer, metrics_url, new_registry
@@ -34,10 +38,6 @@ from arborist.common.worker_metrics import WorkerMetrics
 from arborist.common.worker_prometheus import PrometheusWorkerMetrics
 
 _EXPORT_S = 2.0
-# Sizes whose cost is measured before serving, how often, and how long that may take in all.
-_REHEARSED_ROWS = (1, 8, 16, 32, 64, 128, 256)
-_REHEARSALS = 4
-_REHEARSAL_S = 2.0
 
 
 class WarmEngine(Protocol):
@@ -187,11 +187,16 @@ async def start_worker(role: WorkerRole, config: ArboristConfig) -> RunningWorke
         stack.push_async_callback(worker.stop)
         await worker.call(engine.warm_up)
         clock = busy_clock(settings.device)
-        await worker.call(partial(_measure_costs, role, engine, worker.costs, clock))
+        rehearsal = CostRehearsal(partial(role.rehearse, engine, clock=clock), worker.costs)
+        follows_load = config.speculation.adaptive
+        budget_s = FULL_REHEARSAL_S if follows_load else SHORT_REHEARSAL_S
+        await worker.call(partial(rehearsal.run, budget_s))
         role.add_servicer(engine, worker, server)
         gate.open()
         freeze_startup_objects()
         await server.set_serving(True)
+        rest = asyncio.create_task(finish_rehearsal(rehearsal, worker), name="rehearsal")
+        stack.push_async_callback(_end, rest)
         running = RunningWorker(worker, server, address, settings.host, metrics_server.port)
         running._resources = stack.pop_all()
         return running
@@ -235,21 +240,9 @@ def _load(role: WorkerRole, config: ArboristConfig, num_threads: int) -> WarmEng
     return role.load(config)
 
 
-def _measure_costs(
-    role: WorkerRole, engine: WarmEngine, costs: ForwardCosts, clock: BusyClock
-) -> None:
-    """Fills the table of costs; rows that do not fit, or would take too long, stay out of it."""
-    deadline_s = time.monotonic() + _REHEARSAL_S
-    for rows in _REHEARSED_ROWS:
-        taken: list[float] = []
-        for _ in range(_REHEARSALS):
-            ms = role.rehearse(engine, rows, clock)
-            if ms is None or (taken and time.monotonic() > deadline_s):
-                break
-            taken.append(ms)
-        if not taken or time.monotonic() > deadline_s:
-            return
-        costs.observe(rows, min(taken))  # The first one also pays for what is new.
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _limits(settings: WorkerConfig) -> WorkerLimits:

@@ -106,6 +106,13 @@ class WorkerConfig(Section):
     max_sessions: int = Field(
         default=256, ge=1, le=65_536, description="Most sessions open at a time."
     )
+    gather_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=4,
+        description="Longest wait of a forward for sessions that were just answered, as a share of "
+        "a forward's fixed time, which the worker learns; 0 = forwards wait for nobody.",
+    )
     reattach_grace_s: float = Field(
         default=5.0, ge=0, le=600, description="Seconds that sessions outlive a lost stream."
     )

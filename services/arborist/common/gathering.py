@@ -13,10 +13,12 @@ from collections.abc import Iterable
 
 from arborist.core.engine import SessionKey
 
-# How fast old forwards lose their weight.
-_DECAY = 0.98
+# What an old forward's weight is multiplied by with every new one: half of it is lost in 34.
+_DECAY_PER_FORWARD = 0.98
+# Forwards that must have been seen before any waits.
 _MIN_FORWARDS = 16
-_MAX_SKIPS = 63
+# Most forwards that a session is not waited for after it did not come.
+_MAX_SKIPPED_FORWARDS = 63
 
 
 class ForwardCost:
@@ -36,7 +38,7 @@ class ForwardCost:
             ("_xx", num_tokens * num_tokens),
             ("_xy", num_tokens * seconds),
         ):
-            setattr(self, name, _DECAY * getattr(self, name) + value)
+            setattr(self, name, _DECAY_PER_FORWARD * getattr(self, name) + value)
 
     @property
     def fixed_s(self) -> float:
@@ -120,5 +122,5 @@ class Gathering:
     def _give_up(self) -> None:
         """Waits less often for those who did not come."""
         for session in self._awaited:
-            skips = min(2 * self._skips.get(session, (0, 0))[1] + 1, _MAX_SKIPS)
+            skips = min(2 * self._skips.get(session, (0, 0))[1] + 1, _MAX_SKIPPED_FORWARDS)
             self._skips[session] = (skips, skips)

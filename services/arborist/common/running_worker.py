@@ -248,6 +248,7 @@ async def _end(task: asyncio.Task[None]) -> None:
 def _limits(settings: WorkerConfig) -> WorkerLimits:
     return WorkerLimits(
         max_rows=settings.max_rows,
+        gather_share=settings.gather_share,
         max_sessions=settings.max_sessions,
         reattach_grace_s=settings.reattach_grace_s,
     )

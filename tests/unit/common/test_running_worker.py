@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from arborist.common.config import parse_config
-from arborist.common.running_worker import RunningWorker, ready_line
+from arborist.common.config import ConfigError, parse_config
+from arborist.common.running_worker import RunningWorker, _limits, ready_line
 from arborist.common.worker_info import WorkerInfo
 from arborist.common.worker_main import run_main
 from arborist.core.engine import ModelInfo
@@ -71,6 +71,19 @@ def test_the_ready_line_says_where_and_how_much(
 def settings(role: str, **values: Any) -> Any:
     """Returns a configuration with ports of its own."""
     return parse_config({"test": {role: {"port": 0, "metrics_port": -1} | values}})
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_bounds_of_the_configuration_are_those_of_the_worker(role: str) -> None:
+    """Also how long a forward may wait for others: a share of its fixed time."""
+    values = {"max_rows": 3, "max_sessions": 4, "reattach_grace_s": 1.5, "gather_share": 0.25}
+
+    limits = _limits(getattr(settings(role, **values), role))
+
+    assert {name: getattr(limits, name) for name in values} == values
+    for wrong in (-0.1, 4.1, float("nan")):
+        with pytest.raises(ConfigError, match=f"{role}.gather_share"):
+            settings(role, gather_share=wrong)
 
 
 @pytest.mark.parametrize("which", ["missing", "empty"])

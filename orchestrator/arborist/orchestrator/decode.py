@@ -488,8 +488,13 @@ class Decoder:
         return chunk
 
     async def _send_early(self, timer: PhaseTimer) -> None:
-        """Sends what the draft can be sent without waiting for it to be open."""
-        if self._opening is None or self._opening.done():
+        """Sends what the draft can be sent without waiting for it to be open.
+
+        Nor does a draft that lacks what the target took over wait for it here: reading that may
+        take as long as the prompt would have.
+        """
+        opening = self._opening
+        if opening is None or (opening.done() and not self._gap_behind(opening.result() or 0)):
             await self._catch_up(timer)
 
     async def _append(self, parts: list[Pairs], timer: PhaseTimer) -> None:
@@ -661,15 +666,26 @@ class Decoder:
         if self._rested_from is not None:
             self._rested_from = self._draft_held  # Whatever comes behind was never sent.
             return
-        waiting = self._unsent[0] if self._unsent else self._pending
-        if waiting is None or waiting.begin <= self._draft_held or not self._reads_features:
+        end = self._gap_behind(self._draft_held)
+        if not end:
             return
         try:
-            gap = await self._read_pairs(self._draft_held, waiting.begin, timer)
+            gap = await self._read_pairs(self._draft_held, end, timer)
         except ArboristError:
             self._lose_draft(max(timer.round.round_index, 0))
         else:
             self._unsent = [*gap, *self._unsent]
+
+    def _gap_behind(self, held: int) -> int:
+        """Returns where the pairs begin that wait for a draft, if it lacks some before; else 0.
+
+        Args:
+            held: Pairs that the draft holds.
+        """
+        waiting = self._unsent[0] if self._unsent else self._pending
+        if waiting is None or waiting.begin <= held or not self._reads_features:
+            return 0
+        return waiting.begin
 
     async def _read_pairs(self, begin: int, end: int, timer: PhaseTimer) -> list[Pairs]:
         """Reads features of [begin, end) from the target and pairs them, a chunk at a time."""

@@ -3,6 +3,7 @@
 The fake draft checks every pair it is given against the log.
 """
 
+import asyncio
 import itertools
 from dataclasses import replace
 from typing import Any
@@ -64,6 +65,30 @@ async def test_a_draft_that_lacks_what_the_target_has_reads_it_from_the_target(d
     await run(FakeWorkers([target], fresh), LONG)
     assert target.num_prefilled == len(LONG) + 1
     assert fresh.num_appended >= len(LONG)
+
+
+async def test_a_draft_that_lacks_what_the_target_has_holds_up_no_first_token() -> None:
+    """It is given that in the first round, and all that came with the prompt behind it."""
+    target, first_token = FakeTarget(), asyncio.Event()
+    await run(FakeWorkers([target], FakeDraft(0.7)), LONG)
+
+    async def read_late(command: str) -> None:
+        await asyncio.sleep(0)
+        if command == "target.read_features":
+            await first_token.wait()
+
+    target.hook = read_late
+    prompt = [*LONG, *(3 + (5 * at) % 40 for at in range(20))]
+    decoder, session = make_decoder(
+        FakeWorkers([target], FakeDraft(0.7)), prompt=prompt, tenant="t"
+    )
+    rounds = decoder.run()
+    async with asyncio.timeout(5.0):
+        await anext(rounds)
+    first_token.set()
+    assert all([one.speculated async for one in rounds])
+    decoder.close()
+    assert session.output == plain_decode(prompt, MAX_TOKENS, SamplingParams())
 
 
 @DRAFTS

@@ -105,12 +105,13 @@ async def _served() -> AsyncIterator[BothDoors]:
         tokenizer = load_tokenizer(str(PAIR / "target"))
         completions = Completions(running.controller, tokenizer, limits)
         app = create_http_app(completions, running.registry)
-        async with _grpc(completions) as address, http_server(app) as url:
+        async with grpc_server(completions) as address, http_server(app) as url:
             yield BothDoors(url, address, asyncio.get_running_loop(), running)
 
 
 @asynccontextmanager
-async def _grpc(completions: Completions) -> AsyncIterator[str]:
+async def grpc_server(completions: Completions) -> AsyncIterator[str]:
+    """Serves the public gRPC API on a free port; yields its address."""
     server = grpc.aio.server()
     pb_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(completions), server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -1,4 +1,7 @@
-"""A chat over two controllers, two targets and two drafts computes nothing twice."""
+"""A chat over two controllers, two targets and two drafts computes nothing twice.
+
+Its client speaks the public API and changes the controller with every turn.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,31 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from tests.integration.http_server import grpc_server
 from tests.integration.loopback import (
     PAIR,
     SETTINGS,
-    Completion,
     Deployment,
-    collect,
     deployment,
     golden_draft,
     patient,
 )
 
+from arborist.client import AsyncClient, Completion, Speculation
 from arborist.common.config import parse_config
 from arborist.common.serving_metrics import ServingMetrics
 from arborist.common.telemetry import SpanRecorder
 from arborist.core.engine import Prefill, TargetOutcome, TargetWork
+from arborist.orchestrator.api.completions import Completions
+from arborist.orchestrator.api.validator import RequestLimits
 from arborist.orchestrator.controller import Controller
-from arborist.orchestrator.generation import GenerationRequest, SpeculationOptions
 from arborist.target.engine import load_target
 
 NUM_TURNS = 10
 TURN_TOKENS = 12
 ANSWER_TOKENS = 16
 # Trees that follow the load would differ from run to run.
-FIXED_TREES = SpeculationOptions(adaptive=False)
+FIXED_TREES = Speculation(adaptive=False)
 
 
 class CountingTarget:
@@ -79,8 +83,17 @@ async def second_controller(running: Deployment, stack: AsyncExitStack) -> Contr
     return controller
 
 
+async def client_of(controller: Controller, stack: AsyncExitStack) -> AsyncClient:
+    """Opens a controller's public door and returns a client of it."""
+    config = parse_config({})
+    limits = RequestLimits.from_config(config.controller, config.speculation)
+    completions = Completions(controller, None, limits)
+    address = await stack.enter_async_context(grpc_server(completions))
+    return await stack.enter_async_context(AsyncClient(address))
+
+
 async def chat(
-    running: Deployment, controllers: list[Controller], first_turn: int
+    running: Deployment, clients: list[AsyncClient], first_turn: int
 ) -> tuple[list[Completion], list[int]]:
     """Runs a chat whose turns go to the controllers in turn; returns its turns and last prompt."""
     prompt = [3 + (11 * at) % 490 for at in range(first_turn)]
@@ -88,13 +101,15 @@ async def chat(
     for turn in range(NUM_TURNS):
         if turn:
             prompt += [
-                *turns[-1].tokens,
+                *turns[-1].token_ids,
                 *(5 + (17 * turn + at) % 480 for at in range(TURN_TOKENS)),
             ]
-        request = GenerationRequest(
-            tuple(prompt), ANSWER_TOKENS, ignore_eos=True, speculation=FIXED_TREES
+        client = clients[turn % len(clients)]
+        turns.append(
+            await client.complete(
+                prompt, max_tokens=ANSWER_TOKENS, ignore_eos=True, speculation=FIXED_TREES
+            )
         )
-        turns.append(await collect(controllers[turn % len(controllers)].generate(request)))
         await running.wait_idle()
     return turns, prompt
 
@@ -110,7 +125,10 @@ async def test_a_chat_of_ten_turns_computes_every_prompt_token_once() -> None:
             AsyncExitStack() as stack,
         ):
             controllers = [running.controller, await second_controller(running, stack)]
-            turns, prompt = await chat(running, controllers, 20)
+            clients = [await client_of(one, stack) for one in controllers]
+            turns, prompt = await chat(running, clients, 20)
+            ids = [one.controller_id for one in controllers]
+            assert [one.started.request_id.rpartition("-")[0] for one in turns] == ids * 5
             found.append((turns, sum(one.num_prefilled for one in targets)))
             for one in targets:
                 one.engine.check_integrity()
@@ -119,7 +137,7 @@ async def test_a_chat_of_ten_turns_computes_every_prompt_token_once() -> None:
             found_by_drafts = sum(one.prefix_counts.num_hits for one in drafts.engines)
     (plain, num_plain), (cached, num_cached) = found
 
-    assert [one.tokens for one in cached] == [one.tokens for one in plain]
+    assert [one.token_ids for one in cached] == [one.token_ids for one in plain]
     assert num_plain > 3 * len(prompt)
     # Whatever a round computed is not prefilled; nothing is computed twice.
     assert num_cached <= len(prompt)

@@ -81,7 +81,9 @@ class ComputeThread:
         self._prefixes = engine if isinstance(engine, KeepsPrefixes) else None
         self.kv_reserved_tokens = engine.kv_reserved_tokens
         """Positions reserved after the last open or release; may be read from any thread."""
-        self.prefix_counts = PrefixCounts()
+        self.prefix_counts = (
+            PrefixCounts() if self._prefixes is None else self._prefixes.prefix_counts
+        )
         """What the prefix cache did up to then; may be read from any thread."""
         # A daemon: a forward that never returns must not keep the process from ending.
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)

@@ -150,6 +150,7 @@ class Worker(Generic[OpenT, WorkT]):
     # --- life -------------------------------------------------------------------------------------
     def start(self) -> None:
         """Starts the compute thread."""
+        self._metrics.observe_prefix_cache(self._compute.prefix_counts)
         self._compute.start()
 
     @property

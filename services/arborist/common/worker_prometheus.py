@@ -84,6 +84,12 @@ class PrometheusWorkerMetrics:
             label,
             registry=registry,
         ).labels(role)
+        self._prefix_bytes = Gauge(
+            "arborist_prefix_cache_bytes",
+            "Memory set aside for what is kept, KV and features, used or not.",
+            label,
+            registry=registry,
+        ).labels(role)
         self._prefix_counts = PrefixCounts()
 
     def set_kv_capacity_tokens(self, count: int) -> None:
@@ -122,3 +128,4 @@ class PrometheusWorkerMetrics:
         self._prefix_queries.inc(counts.num_queried - before.num_queried)
         self._prefix_hits.inc(counts.num_hits - before.num_hits)
         self._prefix_tokens.set(counts.num_cached)
+        self._prefix_bytes.set(counts.num_bytes)

@@ -57,8 +57,10 @@ class PrefixCounts:
         num_queried: Tokens that sessions might have taken over.
         num_hits: Tokens that they did take over.
         num_cached: Tokens held now.
+        num_bytes: Memory set aside for them, used or not.
     """
 
     num_queried: int = 0
     num_hits: int = 0
     num_cached: int = 0
+    num_bytes: int = 0

@@ -39,7 +39,9 @@ class PrefixCache:
     @property
     def counts(self) -> PrefixCounts:
         """Returns what the cache did so far."""
-        return PrefixCounts(self._num_queried, self._num_hits, self._tree.num_tokens)
+        return PrefixCounts(
+            self._num_queried, self._num_hits, self._tree.num_tokens, self._buffer.nbytes
+        )
 
     def take_over(self, scope: Hashable, tokens: Sequence[int], region: KvRegion) -> int:
         """Copies the longest known beginning into an empty session.

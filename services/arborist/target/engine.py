@@ -477,7 +477,14 @@ def load_target(
     pool = KvPool(model.kv_layout, kv_capacity_tokens, model.device, model.dtype, feature_retention)
     prefixes = None
     if prefix_cache_tokens:
-        prefixes = PrefixCache(model.kv_layout, prefix_cache_tokens, model.device, model.dtype)
+        prefixes = PrefixCache(
+            model.kv_layout,
+            prefix_cache_tokens,
+            model.device,
+            model.dtype,
+            # What heads of EAGLE-1 and 2 read; with "last_n" most sessions keep too little.
+            model.feature_layout(FeatureSpec()) if feature_retention == "all" else None,
+        )
     info = model.info
     grammars = GrammarCompiler(
         str(model_path),

@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from arborist.common.kv_layout import FeatureLayout, KvLayout
 from arborist.core.errors import InvalidArgumentError
 from arborist.core.features import FeatureSpec
 from arborist.core.prefix import Prefix, PrefixCounts
 from arborist.core.prefix_tree import PrefixTree
+from arborist.target.feature_table import FeatureTable
 from arborist.target.kv import SessionKv
 
-# Kinds of features with a table of their own; sessions with another kind are not kept.
-_MAX_FEATURE_TABLES = 4
+# Kinds of features that are kept; a look-up asks for each, sessions with another are not kept.
+_MAX_KINDS = 4
 
 
 class PrefixCache:
@@ -27,15 +27,22 @@ class PrefixCache:
     """
 
     def __init__(
-        self, layout: KvLayout, capacity: int, device: torch.device, dtype: torch.dtype
+        self,
+        layout: KvLayout,
+        capacity: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        features: FeatureLayout | None = None,
     ) -> None:
-        """Allocates the keys and values of every slot.
+        """Allocates the keys, values and features of every slot.
 
         Args:
             layout: What a position holds.
             capacity: Positions, in tokens.
             device: Where they lie.
             dtype: Element type of keys and values.
+            features: What a position most likely keeps as features, whatever drafts may come;
+                None = nothing.
         Raises:
             InvalidArgumentError: capacity is below 1.
         """
@@ -50,7 +57,7 @@ class PrefixCache:
             ).fill_(0)
             for (heads, width), planes in Counter(layout.planes).items()
         }  # each [planes, heads, N, width]
-        self._features: dict[FeatureLayout, Tensor] = {}  # each [N, width]
+        self._features = FeatureTable(capacity, features, device)
         # What sessions kept, newest last; a dict for its order, which other threads may copy.
         self._specs: dict[FeatureSpec | None, None] = {}
         self._num_queried = 0
@@ -59,7 +66,8 @@ class PrefixCache:
     @property
     def counts(self) -> PrefixCounts:
         """Returns what the cache did so far."""
-        return PrefixCounts(self._num_queried, self._num_hits, self._tree.num_tokens)
+        num_bytes = self._features.nbytes + sum(one.nbytes for one in self._stacks.values())
+        return PrefixCounts(self._num_queried, self._num_hits, self._tree.num_tokens, num_bytes)
 
     def length(self, prefix: Prefix) -> int:
         """Returns how many leading tokens are known with any features; from any thread."""
@@ -81,6 +89,8 @@ class PrefixCache:
         self._num_queried += len(prefix.tokens)
         if spec is not None and entry.features is None:
             return 0
+        if entry.features is not None and not self._features.widen(entry.features.layout):
+            return 0  # Now rather than when it ends: memory is best missed early.
         slots = self._tree.match((prefix.scope, spec), prefix.tokens)
         length = len(slots)
         if not length:
@@ -91,7 +101,7 @@ class PrefixCache:
             for shape, stack in self._stacks.items():
                 entry.stacks[shape][:, :, :length] = stack[:, :, places]
             if entry.features is not None:
-                entry.features.write(0, self._features[entry.features.layout][places])
+                entry.features.write(0, self._features.view(entry.features.layout)[places])
         except torch.OutOfMemoryError:
             return 0  # The session then computes it itself.
         entry.length = length
@@ -115,7 +125,9 @@ class PrefixCache:
         ring = entry.features
         if spec is not None and (ring is None or ring.first_kept(entry.length)):
             return
-        if ring is not None and not self._has_table(ring.layout):
+        if ring is not None and not self._features.widen(ring.layout):
+            return
+        if spec not in self._specs and len(self._specs) >= _MAX_KINDS:
             return
         self._specs[spec] = None
         begin, slots = self._tree.insert((scope, spec), tokens)
@@ -127,7 +139,7 @@ class PrefixCache:
             for shape, stack in self._stacks.items():
                 stack[:, :, places] = entry.stacks[shape][:, :, begin:end]
             if ring is not None:
-                self._features[ring.layout][places] = ring.read(begin, end)
+                self._features.view(ring.layout)[places] = ring.read(begin, end)
         except BaseException:
             # These slots were not all written: nobody may be given them.
             self._tree.take_back((scope, spec), tokens, begin)
@@ -140,12 +152,3 @@ class PrefixCache:
             RuntimeError: They do not add up.
         """
         self._tree.check_integrity()
-
-    def _has_table(self, layout: FeatureLayout) -> bool:
-        if layout not in self._features:
-            if len(self._features) >= _MAX_FEATURE_TABLES:
-                return False
-            shape = (self._tree.capacity, layout.width)
-            table = torch.empty(shape, dtype=layout.dtype, device=self._device)
-            self._features[layout] = table.fill_(0)
-        return True

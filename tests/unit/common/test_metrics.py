@@ -110,7 +110,7 @@ def test_a_worker_shows_load_and_forwards() -> None:
     metrics.set_queued_rows(2)
     metrics.observe_forward("verify", num_rows=2, num_tokens=50, seconds=0.02)
     metrics.count_error("STALE_STAMP")
-    for counts in (PrefixCounts(100, 40, 60), PrefixCounts(150, 70, 50)):
+    for counts in (PrefixCounts(100, 40, 60, 800), PrefixCounts(150, 70, 50, 900)):
         metrics.observe_prefix_cache(counts)
     found = values(registry)
 
@@ -124,6 +124,7 @@ def test_a_worker_shows_load_and_forwards() -> None:
     assert found["arborist_prefix_cache_queries_total{role=target}"] == 150
     assert found["arborist_prefix_cache_hits_total{role=target}"] == 70
     assert found["arborist_prefix_cache_tokens{role=target}"] == 50
+    assert found["arborist_prefix_cache_bytes{role=target}"] == 900
 
 
 def test_metrics_are_served_over_http() -> None:

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from arborist.common.causal_model import CausalModel, load_model
+from arborist.core.features import FeatureSpec
 from arborist.target.engine import HfTargetEngine
 from arborist.target.kv import FeatureRetention, KvPool
 from arborist.target.prefix_cache import PrefixCache
@@ -116,7 +117,13 @@ def make_engine(device: str, loaded: Callable[[Path, str, str], CausalModel]) ->
         )
         prefixes = None
         if prefix_cache_tokens:
-            prefixes = PrefixCache(model.kv_layout, prefix_cache_tokens, model.device, model.dtype)
+            prefixes = PrefixCache(
+                model.kv_layout,
+                prefix_cache_tokens,
+                model.device,
+                model.dtype,
+                model.feature_layout(FeatureSpec()),
+            )
         return HfTargetEngine(model, pool, prefixes)
 
     return make

@@ -142,6 +142,45 @@ def test_the_cache_never_takes_room_from_sessions(
     assert engine.kv_reserved_tokens == 121
 
 
+def test_all_memory_is_there_and_counted_before_the_first_session(
+    llama: TinyModel, make_engine: MakeEngine, device: str
+) -> None:
+    """Sessions of every kind share it; only wider features than any before take more, at Open."""
+    engine = make_engine(llama, prefix_cache_tokens=100)
+    hidden = engine.info.hidden_size * 4
+    before = engine.prefix_counts.num_bytes
+    assert before > 100 * hidden
+    prompt = llama.prompt(3, 20)
+    wide = FeatureSpec((0, 2))
+    for spec, width in ((STATES, 1), (None, 1), (FeatureSpec((1,)), 1), (wide, 2), (STATES, 2)):
+        session = Decoder(engine, prompt, scope="s", feature_spec=spec)
+        assert engine.prefix_counts.num_bytes == before + 100 * (width - 1) * hidden
+        session.plain(4)
+        end(engine, session)
+        assert engine.prefix_counts.num_bytes == before + 100 * (width - 1) * hidden
+
+
+def test_features_of_several_kinds_in_one_table_stay_what_they_are(
+    llama: TinyModel, make_engine: MakeEngine, device: str
+) -> None:
+    """Whatever came wide or narrow before or between, in whatever element type."""
+    engine, plain = make_engine(llama, prefix_cache_tokens=200), make_engine(llama)
+    prompt = llama.prompt(8, 30)
+    kinds = [STATES, FeatureSpec((0, 2)), FeatureSpec((1,), "bfloat16")]
+    for number, spec in enumerate([*kinds, *kinds]):
+        session = Decoder(engine, prompt, str(number), scope="s", feature_spec=spec)
+        assert session.num_reused == (0 if number < len(kinds) else len(prompt) - 1)
+        alone = Decoder(plain, prompt, str(number), feature_spec=spec)
+        ours, theirs = (
+            one.read_features(two.key, 0, len(prompt))
+            for one, two in ((engine, session), (plain, alone))
+        )
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-2)
+        end(engine, session)
+        plain.release(alone.key)
+
+
 def test_a_prefix_longer_than_the_session_is_refused(
     llama: TinyModel, make_engine: MakeEngine, device: str
 ) -> None:

@@ -1,5 +1,6 @@
 """Loading and using the tokenizer beside a model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,13 @@ def test_special_tokens_have_their_name() -> None:
 def test_a_token_that_was_told_before_is_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log-probs name the same few tokens in every round, on the loop that serves everybody."""
     tokenizer = byte_level_tokenizer()
-    decode, decoded = tokenizer.decode, []
-    monkeypatch.setattr(tokenizer, "decode", lambda ids: decoded.append(ids) or decode(ids))
+    decode, decoded = tokenizer.decode, list[Sequence[int]]()
+
+    def counted(ids: Sequence[int]) -> str:
+        decoded.append(ids)
+        return decode(ids)
+
+    monkeypatch.setattr(tokenizer, "decode", counted)
     first = [(tokenizer.token_text(one), tokenizer.token_bytes(one)) for one in range(20)]
     num_decoded = len(decoded)
 

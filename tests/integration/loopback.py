@@ -134,10 +134,16 @@ class Deployment:
 
 
 def patient(config: ArboristConfig) -> ArboristConfig:
-    """Gives workers time that a busy test machine may need; losses are shown by other means."""
+    """Gives workers time that a busy test machine may need; losses are shown by other means.
+
+    Trees have one size unless a test says otherwise: what pays here is no matter of behaviour.
+    """
     floors = {"draft_deadline_floor_ms": 30_000, "target_deadline_floor_ms": 30_000}
     controller = config.controller.model_copy(update=floors)
-    return config.model_copy(update={"controller": controller})
+    speculation = config.speculation
+    if "adaptive" not in speculation.model_fields_set:
+        speculation = speculation.model_copy(update={"adaptive": False})
+    return config.model_copy(update={"controller": controller, "speculation": speculation})
 
 
 @asynccontextmanager

@@ -9,7 +9,15 @@ from weakref import WeakKeyDictionary
 from arborist.core.acceptance import AcceptanceGrid
 from arborist.core.cost_table import CostTable
 from arborist.core.shape import TreeShape
-from arborist.core.tree_sizing import Load, TreeSize, best_tree, drafted_ms, plain_ms, root_alone
+from arborist.core.tree_sizing import (
+    Load,
+    TreeSize,
+    best_tree,
+    drafted_ms,
+    plain_ms,
+    root_alone,
+    tree_size,
+)
 from arborist.orchestrator.pace import Paces, load_bucket
 
 # Sizes that requests ask for are few; what is known of so many is kept.
@@ -117,7 +125,10 @@ class Experience:
         if present is not None and self._rounds_to_decision > 0:
             return present
         self._rounds_to_decision = max(load.num_sessions, _DECISION_ROUNDS)
-        tree = best_tree(limit, grid, load, present.shape if present else limit)
+        if grid.is_known:
+            tree = best_tree(limit, grid, load, present.shape if present else limit)
+        else:
+            tree = tree_size(limit, grid, load)  # It tells most.
         root = root_alone(load)
         self._choose(tree, root, grid, load)
         self._present[limit] = size = tree if self._drafting else root

@@ -6,7 +6,7 @@ from arborist.common.config import SpeculationConfig
 from arborist.common.tree_file import read_tree_file
 from arborist.core.errors import InvalidArgumentError
 from arborist.core.policies import Policy, policy_by_name
-from arborist.core.policy_settings import STATIC_POLICY
+from arborist.core.policy_settings import ADAPTIVE_POLICY, STATIC_POLICY
 from arborist.core.shape import TreeShape
 from arborist.core.tree_paths import TreePaths
 from arborist.orchestrator.generation import SpeculationOptions
@@ -48,9 +48,11 @@ class PolicyChoice:
         return policy if enabled else None
 
     def adapts(self, asked: SpeculationOptions) -> bool:
-        """Returns whether trees follow the load."""
+        """Returns whether trees follow the load: of eagle2, unless the request says a size."""
         if asked.adaptive is not None:
             return asked.adaptive
+        if (asked.policy or self._config.policy) != ADAPTIVE_POLICY:
+            return False
         return self._config.adaptive and all(getattr(asked, name) is None for name in _SIZES)
 
     def _shape(self, asked: SpeculationOptions) -> TreeShape:

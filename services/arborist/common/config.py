@@ -235,9 +235,9 @@ class SpeculationConfig(Section):
         description="dynamic_depth stops when its frontier's log-probability is lower.",
     )
     adaptive: bool = Field(
-        default=False,
+        default=True,
         description="Trees of eagle2 follow the load, up to depth and num_draft_tokens: smaller "
-        "where rows cost more than they bring, the root alone on a full server. Not yet a gain.",
+        "where rows cost more than they bring, the root alone on a full server.",
     )
     draft_calls: DraftCalls = Field(
         default="tree",

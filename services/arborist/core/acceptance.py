@@ -15,6 +15,8 @@ _WEIGHT = 0.04
 # Chance that a level is accepted, for as long as nothing was verified; counts as one round.
 _FIRST_GUESS = 0.6
 _GROWTH = 1.4
+# Rounds from which on what was seen counts for more than the guess.
+_BELIEVED_ROUNDS = 16.0
 # What a new session is told by the others counts as so many rounds of its own.
 _KNOWN_ROUNDS = 40.0
 
@@ -48,6 +50,11 @@ class AcceptanceGrid:
     def expected(self) -> npt.NDArray[np.float64]:
         """Returns the mean accepted count, shape (depth, len(nodes)); row d − 1 is depth d."""
         return self._mean
+
+    @property
+    def is_known(self) -> bool:
+        """Returns whether enough was verified to choose by it."""
+        return bool(self._seen.max() > _BELIEVED_ROUNDS)
 
     def accepted(self, shape: TreeShape) -> float:
         """Returns the mean accepted count of the largest known tree within a shape."""

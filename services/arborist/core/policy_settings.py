@@ -19,6 +19,8 @@ PolicyName = Literal[TreePolicyName, "ngram"]
 TREE_POLICY_NAMES: tuple[TreePolicyName, ...] = get_args(TreePolicyName)
 """Policies that shape what a draft worker proposes."""
 POLICY_NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
+ADAPTIVE_POLICY: PolicyName = "eagle2"
+"""The policy whose trees follow the load by themselves."""
 STATIC_POLICY: PolicyName = "eagle1_static"
 """The policy whose tree comes from a list of paths."""
 

@@ -81,6 +81,13 @@ def root_alone(load: Load) -> TreeSize:
     return TreeSize(None, 1.0 / (load.plain_slowdown * plain_ms(load)))
 
 
+def tree_size(shape: TreeShape, grid: AcceptanceGrid, load: Load) -> TreeSize:
+    """Returns what one tree promises."""
+    accepted = grid.accepted(shape)
+    took_ms = load.drafted_slowdown * drafted_ms(load, shape, accepted)
+    return TreeSize(shape, (1.0 + accepted) / took_ms)
+
+
 def best_tree(
     limit: TreeShape, grid: AcceptanceGrid, load: Load, present: TreeShape | None
 ) -> TreeSize:

@@ -57,12 +57,14 @@ def test_a_request_wins_over_the_deployment(
 @pytest.mark.parametrize(
     ("config", "asked", "adapts"),
     [
-        ({}, {}, False),
-        ({"adaptive": True}, {}, True),
+        ({}, {}, True),
+        ({"adaptive": False}, {}, False),
         ({"adaptive": True}, {"policy": "eagle2"}, True),
+        ({}, {"policy": "dynamic_depth"}, False),
+        ({"policy": "chain"}, {}, False),
         ({"adaptive": True}, {"depth": 3}, False),
         ({"adaptive": True}, {"num_draft_tokens": 7}, False),
-        ({}, {"num_draft_tokens": 7, "adaptive": True}, True),
+        ({"adaptive": False}, {"num_draft_tokens": 7, "adaptive": True}, True),
         ({"adaptive": True}, {"adaptive": False}, False),
     ],
 )

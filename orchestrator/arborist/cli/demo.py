@@ -10,6 +10,7 @@ import typer
 
 from arborist.cli.serve import LOCAL_CONFIG, ready_line
 from arborist.cli.stop_signals import StopSignals
+from arborist.common.api_key import new_api_key
 from arborist.common.config import ArboristConfig, load_config
 from arborist.common.logging_setup import configure_logging
 from arborist.common.shipped import shipped_path
@@ -42,6 +43,7 @@ def demo(
     ] = None,
 ) -> None:
     """Stream three prompts through a deployment on Ray, compare with plain decoding, stop."""
+    api_key = new_api_key()
     settings = load_config(
         config or shipped_path(LOCAL_CONFIG),
         {
@@ -49,6 +51,8 @@ def demo(
             "controller.http_port": 0,
             "controller.grpc_port": 0,
             "controller.metrics_port": 0,
+            # Whatever keys are configured, nobody tells them to the demo.
+            "controller.api_keys": api_key,
             "target.metrics_port": 0,
             "draft.metrics_port": 0,
             "ray.namespace": "arborist-demo",
@@ -66,7 +70,7 @@ def demo(
     )
     configure_logging(settings.telemetry, "demo")
     apply_ray_environment(settings.ray.address)
-    identical, summary = _run(settings, max_tokens)
+    identical, summary = _run(settings, max_tokens, api_key)
     typer.echo(summary)
     if not identical:
         raise typer.Exit(1)
@@ -77,7 +81,7 @@ def register(app: typer.Typer) -> None:
     app.command("demo")(demo)
 
 
-def _run(settings: ArboristConfig, max_tokens: int) -> tuple[bool, str]:
+def _run(settings: ArboristConfig, max_tokens: int, api_key: str) -> tuple[bool, str]:
     # After the environment is set: this imports Ray.
     from rich.console import Console
 
@@ -95,7 +99,7 @@ def _run(settings: ArboristConfig, max_tokens: int) -> tuple[bool, str]:
         deployment = cluster.start()
         typer.echo(ready_line(settings, deployment))
         typer.echo(f"ready after {time.monotonic() - began_s:.1f} s")
-        with Client(deployment.grpc_address) as client:
+        with Client(deployment.grpc_address, api_key=api_key) as client:
             comparison = compare(
                 client,
                 max_tokens,

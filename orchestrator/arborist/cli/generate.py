@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from arborist.cli.api_key_option import ApiKeyOption
 from arborist.cli.model_settings import model_settings
 from arborist.cli.servable_draft import with_servable_draft
 from arborist.client.call import DEFAULT_ADDRESS
@@ -110,6 +111,7 @@ def generate(
     timeout_s: Annotated[
         float | None, typer.Option("--timeout", min=0.001, help="Seconds to wait for the server.")
     ] = None,
+    api_key: ApiKeyOption = None,
     local: Annotated[
         bool,
         typer.Option("--local", help="Load the models here, no server.", rich_help_panel=_LOCAL),
@@ -171,7 +173,8 @@ def generate(
     else:
         only_local = {"--target": target, "--draft": draft, "--device": device, "--dtype": dtype}
         _refuse("a server", {**only_local, "--config": config})
-        completion = _ask_server(address or DEFAULT_ADDRESS, question, timeout_s, not as_json)
+        client = Client(address or DEFAULT_ADDRESS, api_key=api_key)
+        completion = _ask_server(client, question, timeout_s, not as_json)
     if as_json:
         typer.echo(json.dumps(completion_object(completion), ensure_ascii=False))
     else:
@@ -284,10 +287,10 @@ def _ask_local(model: LocalModel, question: Question, *, streams: bool) -> Compl
 
 
 def _ask_server(
-    address: str, question: Question, timeout_s: float | None, streams: bool
+    client: Client, question: Question, timeout_s: float | None, streams: bool
 ) -> Completion:
     with (
-        Client(address) as client,
+        client,
         client.generate(question.prompt, timeout_s=timeout_s, **question.options) as stream,
     ):
         for round_ in stream:

@@ -34,6 +34,7 @@ COMMANDS = (
     "doctor.command",
     "workers",
     "serve_controller",
+    "create_key",
     "import_head",
     "rank_vocab",
     "train",

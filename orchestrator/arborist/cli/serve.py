@@ -11,6 +11,7 @@ import typer
 
 from arborist.cli.servable_draft import with_servable_draft
 from arborist.cli.stop_signals import StopSignals
+from arborist.common.api_key import read_key_file
 from arborist.common.config import ArboristConfig, load_config
 from arborist.common.logging_setup import configure_logging
 from arborist.common.shipped import shipped_path
@@ -75,6 +76,10 @@ def serve(
         str | None,
         typer.Option(help="Commands to the draft worker: level = one a level, tree = one a round."),
     ] = None,
+    api_keys_file: Annotated[
+        Path | None,
+        typer.Option(help="Let in only who has a key of this file (`arborist create-key`)."),
+    ] = None,
     trace_file: Annotated[
         Path | None, typer.Option(help="Append spans of all processes here, JSON lines.")
     ] = None,
@@ -100,6 +105,7 @@ def serve(
         "speculation.policy": policy,
         "speculation.tree_file": tree_file,
         "speculation.draft_calls": draft_calls,
+        "controller.api_keys_file": api_keys_file,
         "telemetry.trace_file": trace_file,
         "telemetry.log_level": log_level,
         "telemetry.log_format": log_format,
@@ -107,6 +113,8 @@ def serve(
     settings = load_config(config or shipped_path(LOCAL_CONFIG), flags)
     if settings.speculation.tree_file is not None:
         read_tree_file(settings.speculation.tree_file)  # What is wrong with it is said at once.
+    if settings.controller.api_keys_file is not None:
+        read_key_file(settings.controller.api_keys_file)
     configure_logging(settings.telemetry, "serve")
     settings = with_servable_draft(settings)
     apply_ray_environment(settings.ray.address)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,13 @@ def serve_controller(
     max_queued_requests: Annotated[
         int | None, typer.Option(help="Most requests waiting; more are refused.")
     ] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of the HTTP API; 0 = any, unset = none.")
+    ] = None,
+    api_keys_file: Annotated[
+        Path | None,
+        typer.Option(help="Let in only who has a key of this file (`arborist create-key`)."),
+    ] = None,
     trace_file: Annotated[
         Path | None, typer.Option(help="Append spans to this file, JSON lines.")
     ] = None,
@@ -48,13 +56,16 @@ def serve_controller(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="human or json.")] = None,
 ) -> None:
-    """Serve clients from workers that run already, as a process of its own."""
+    """Serve clients from workers that run already, as a process of its own, without Ray."""
     flags = {
         "controller.target_addresses": target_addresses,
         "controller.draft_addresses": draft_addresses,
         "controller.grpc_host": host,
         "controller.grpc_port": port,
         "controller.metrics_port": metrics_port,
+        "controller.http_host": host,
+        "controller.http_port": http_port,
+        "controller.api_keys_file": api_keys_file,
         "controller.max_sessions": max_sessions,
         "controller.max_queued_requests": max_queued_requests,
         "target.model": model,
@@ -72,7 +83,7 @@ def serve_controller(
     configure_logging(settings.telemetry, "controller")
     import uvloop
 
-    uvloop.run(_serve(settings))
+    uvloop.run(_serve(settings, with_http=http_port is not None))
 
 
 def register(app: typer.Typer) -> None:
@@ -80,23 +91,31 @@ def register(app: typer.Typer) -> None:
     app.command("serve-controller")(serve_controller)
 
 
-async def _serve(settings: ArboristConfig) -> None:
+async def _serve(settings: ArboristConfig, *, with_http: bool) -> None:
     from arborist.common.server import wait_for_signal
     from arborist.orchestrator.controller_server import ControllerServer
     from arborist.orchestrator.directory import FixedDirectory
+    from arborist.orchestrator.http_server import HttpServer
 
     known = settings.controller
     directory = FixedDirectory(known.target_addresses, known.draft_addresses)
     server = ControllerServer(settings, directory)
+    http = HttpServer(known.http_host, known.http_port) if with_http else None
     try:
         await server.start()
+        if http is not None:
+            await http.start(server.http_app())
         await server.controller.wait_ready(
             settings.ray.ready_timeout_s, want_draft=bool(known.draft_addresses)
         )
         models = ",".join(model.id for model in server.controller.models())
         metrics = f" metrics={server.metrics_url}" if server.metrics_url else ""
-        sys.stdout.write(f"ready: controller grpc://{server.address} model={models}{metrics}\n")
+        door = f" {http.url}" if http is not None else ""
+        sys.stdout.write(
+            f"ready: controller grpc://{server.address}{door} model={models}{metrics}\n"
+        )
         sys.stdout.flush()
         await wait_for_signal()
     finally:
-        await server.stop(settings.controller.stop_grace_s)
+        grace_s = settings.controller.stop_grace_s
+        await asyncio.gather(server.stop(grace_s), *([http.stop(grace_s)] if http else []))

@@ -77,6 +77,7 @@ def located(config: ArboristConfig) -> ArboristConfig:
         }
     )
     trace_file, tree_file = config.telemetry.trace_file, config.speculation.tree_file
+    keys_file = config.controller.api_keys_file
     return config.model_copy(
         update={
             # The name is decided before the embedded pair becomes a path like any other.
@@ -84,6 +85,9 @@ def located(config: ArboristConfig) -> ArboristConfig:
                 update={"model": target, "name": config.target.served_name()}
             ),
             "draft": draft,
+            "controller": config.controller.model_copy(
+                update={"api_keys_file": keys_file and keys_file.absolute()}
+            ),
             "telemetry": config.telemetry.model_copy(
                 update={"trace_file": trace_file and trace_file.absolute()}
             ),

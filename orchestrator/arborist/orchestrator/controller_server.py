@@ -16,8 +16,10 @@ from arborist.common.serving_metrics import ServingMetrics
 from arborist.common.startup_objects import freeze_startup_objects
 from arborist.common.telemetry import build_span_recorder
 from arborist.orchestrator.api.completions import Completions
+from arborist.orchestrator.api.doorkeeper import Doorkeeper
 from arborist.orchestrator.api.generation_servicer import GenerationServicer
 from arborist.orchestrator.api.http import create_http_app
+from arborist.orchestrator.api.key_interceptor import KeyInterceptor
 from arborist.orchestrator.api.openai.http_limits import HttpLimits
 from arborist.orchestrator.api.tokenizer import load_tokenizer
 from arborist.orchestrator.api.validator import RequestLimits
@@ -49,18 +51,21 @@ class ControllerServer:
 
         Raises:
             ConfigError: The trace file or an OTEL_… variable cannot be used.
+            InvalidArgumentError: The file of API keys cannot be used.
         """
         self._config = config
+        self._doorkeeper = Doorkeeper.from_config(config.controller)
         self._registry = registry or new_registry()
         self._recorder = build_span_recorder(config.telemetry, "controller", version("arborist"))
         self._rpc = RpcServer(
             [SERVICE_NAME],
             max_message_bytes=config.controller.max_request_bytes,
+            interceptors=[KeyInterceptor(self._doorkeeper)] if self._doorkeeper.asks else (),
             setting="controller.grpc_port",
         )
         self._completions: Completions | None = None
         self._metrics: MetricsServer | None = None
-        self._health: asyncio.Task[None] | None = None
+        self._following: list[asyncio.Task[None]] = []
         self.controller = Controller(
             config,
             directory,
@@ -93,23 +98,27 @@ class ControllerServer:
         )
         limits = RequestLimits.from_config(settings, self._config.speculation)
         self._completions = Completions(self.controller, tokenizer, limits)
-        servicer = GenerationServicer(self._completions, settings.client_timeout_s)
+        servicer = GenerationServicer(
+            self._completions, settings.client_timeout_s, self._doorkeeper
+        )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, self._rpc.grpc_server)
         self.address = await self._rpc.start(settings.grpc_host, settings.grpc_port)
         watch_event_loop(self._registry)
         self._metrics = MetricsServer(self._registry, settings.grpc_host, settings.metrics_port)
         await self.controller.start()
         freeze_startup_objects()
-        self._health = asyncio.get_running_loop().create_task(
-            self._follow_health(), name="controller-health"
-        )
+        loop = asyncio.get_running_loop()
+        self._following = [
+            loop.create_task(self._follow_health(), name="controller-health"),
+            loop.create_task(self._doorkeeper.follow(), name="controller-keys"),
+        ]
 
     def http_app(self) -> FastAPI:
         """Returns the HTTP API, for whoever carries it; call it after `start`."""
         if self._completions is None:
             raise RuntimeError("the server has not started")
         limits = HttpLimits.from_config(self._config.controller)
-        return create_http_app(self._completions, self._registry, limits)
+        return create_http_app(self._completions, self._registry, limits, self._doorkeeper)
 
     async def stop(self, grace_s: float) -> None:
         """Drains: refuses new requests, lets running ones finish, frees every port.
@@ -117,9 +126,9 @@ class ControllerServer:
         Args:
             grace_s: Seconds that running requests get.
         """
-        if self._health is not None:
-            self._health.cancel()
-            await asyncio.gather(self._health, return_exceptions=True)
+        for one in self._following:
+            one.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
         # Both at once: a stopped server takes no calls while the controller lets running ones end.
         await asyncio.gather(self.controller.stop(grace_s), self._rpc.stop(grace_s))
         if self._metrics is not None:

@@ -9,7 +9,13 @@ from typing import Self
 import grpc
 import grpc.aio
 
-from arborist.client.call import DEFAULT_ADDRESS, call_metadata, channel_options, client_error
+from arborist.client.call import (
+    DEFAULT_ADDRESS,
+    call_metadata,
+    channel_options,
+    client_error,
+    key_metadata,
+)
 from arborist.client.completion import Completion, ModelCard, RoundEvent, Started, Summary
 from arborist.client.generation_wire import read_models, write_request
 from arborist.client.progress import Progress
@@ -119,12 +125,17 @@ class AsyncGenerationStream:
 class AsyncClient:
     """Talks to one server; one event loop owns it."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, api_key: str | None = None) -> None:
         """Prepares; nothing is sent before the first call.
 
         Args:
             address: host:port of the server's gRPC API.
+            api_key: Sent with every call as `authorization: Bearer …`, in the clear; None = none.
+
+        Raises:
+            InvalidArgumentError: A key that no call can carry.
         """
+        self._key = key_metadata(api_key)
         self._address = address
         self._channel = grpc.aio.insecure_channel(address, options=channel_options(address))
         self._stub: pb_grpc.GenerationServiceAsyncStub = pb_grpc.GenerationServiceStub(
@@ -228,7 +239,9 @@ class AsyncClient:
             json_schema=json_schema,
             json_object=json_object,
         )
-        call = self._stub.Generate(request, timeout=timeout_s, metadata=call_metadata(traceparent))
+        call = self._stub.Generate(
+            request, timeout=timeout_s, metadata=call_metadata(self._key, traceparent)
+        )
         return AsyncGenerationStream(call, self._address)
 
     async def complete(
@@ -297,7 +310,9 @@ class AsyncClient:
             ArboristError: The server could not answer.
         """
         try:
-            reply = await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s)
+            reply = await self._stub.ListModels(
+                pb.ListModelsRequest(), timeout=timeout_s, metadata=self._key
+            )
             return read_models(reply)
         except grpc.RpcError as error:
             raise client_error(error, self._address) from None

@@ -6,7 +6,7 @@ import grpc
 import grpc.aio
 
 from arborist.common.errors import error_from_call
-from arborist.core.errors import ArboristError, UnavailableError
+from arborist.core.errors import ArboristError, InvalidArgumentError, UnavailableError
 
 DEFAULT_ADDRESS = "127.0.0.1:9000"
 # A round is small; a message with a whole output's worth of tokens still fits.
@@ -27,13 +27,33 @@ def channel_options(address: str) -> list[tuple[str, int]]:
     return options
 
 
-def call_metadata(traceparent: str | None) -> tuple[tuple[str, str], ...]:
+def key_metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
+    """Returns what every call of a client carries.
+
+    Args:
+        api_key: Printable ASCII; None = none.
+    Raises:
+        InvalidArgumentError: No metadata can carry it; the message does not repeat it.
+    """
+    if api_key is None:
+        return ()
+    if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise InvalidArgumentError(
+            "api_key", f"{len(api_key)} characters", "printable ASCII without spaces, not empty"
+        )
+    return (("authorization", f"Bearer {api_key}"),)
+
+
+def call_metadata(
+    key: tuple[tuple[str, str], ...], traceparent: str | None
+) -> tuple[tuple[str, str], ...]:
     """Returns the metadata of a call.
 
     Args:
+        key: Of its client, as `key_metadata` gives it.
         traceparent: W3C trace context of the caller's span; None = none.
     """
-    return (("traceparent", traceparent),) if traceparent else ()
+    return (*key, ("traceparent", traceparent)) if traceparent else key
 
 
 def client_error(error: grpc.RpcError, address: str, *, begun: bool = False) -> ArboristError:

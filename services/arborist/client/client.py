@@ -8,7 +8,13 @@ from typing import Protocol, Self
 
 import grpc
 
-from arborist.client.call import DEFAULT_ADDRESS, call_metadata, channel_options, client_error
+from arborist.client.call import (
+    DEFAULT_ADDRESS,
+    call_metadata,
+    channel_options,
+    client_error,
+    key_metadata,
+)
 from arborist.client.completion import Completion, ModelCard, RoundEvent, Started, Summary
 from arborist.client.generation_wire import read_models, write_request
 from arborist.client.progress import Progress
@@ -128,12 +134,17 @@ class GenerationStream:
 class Client:
     """Talks to one server; threads may share it."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, api_key: str | None = None) -> None:
         """Prepares; nothing is sent before the first call.
 
         Args:
             address: host:port of the server's gRPC API.
+            api_key: Sent with every call as `authorization: Bearer …`, in the clear; None = none.
+
+        Raises:
+            InvalidArgumentError: A key that no call can carry.
         """
+        self._key = key_metadata(api_key)
         self._address = address
         self._channel = grpc.insecure_channel(address, options=channel_options(address))
         self._stub = pb_grpc.GenerationServiceStub(self._channel)
@@ -235,7 +246,9 @@ class Client:
             json_schema=json_schema,
             json_object=json_object,
         )
-        call = self._stub.Generate(request, timeout=timeout_s, metadata=call_metadata(traceparent))
+        call = self._stub.Generate(
+            request, timeout=timeout_s, metadata=call_metadata(self._key, traceparent)
+        )
         return GenerationStream(call, self._address)
 
     def complete(
@@ -304,6 +317,8 @@ class Client:
             ArboristError: The server could not answer.
         """
         try:
-            return read_models(self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s))
+            return read_models(
+                self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout_s, metadata=self._key)
+            )
         except grpc.RpcError as error:
             raise client_error(error, self._address) from None

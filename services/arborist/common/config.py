@@ -23,6 +23,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from arborist.common.api_key import known_by_digest
 from arborist.common.default_pair import default_pair_directory
 from arborist.common.vocabulary_file import read_vocabulary_file
 from arborist.core.errors import ArboristError, ErrorCode
@@ -36,6 +37,9 @@ from arborist.core.schema_text import MAX_SCHEMA_BYTES
 from arborist.core.shape import MAX_DEPTH, MAX_NUM_DRAFT_TOKENS, MAX_TOP_K, TreeShape
 
 ENV_PREFIX = "ARBORIST_"
+API_KEY_VARIABLE = "ARBORIST_API_KEY"
+"""A client's key, for commands that ask a server; no part of the configuration."""
+
 DEFAULT_MODEL_NAME = "arborist-default"
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -53,6 +57,7 @@ MetricsPort = Annotated[int, Field(ge=-1, le=_MAX_PORT)]
 Device = Annotated[str, Field(pattern=r"^(cpu|cuda:[0-9]{1,2})$")]
 # In the environment and on the command line a list is written with commas.
 Addresses = Annotated[tuple[str, ...], NoDecode]
+ApiKeys = Annotated[tuple[str, ...], NoDecode]
 
 
 class ConfigError(ArboristError):
@@ -322,6 +327,16 @@ class ControllerConfig(Section):
         description="Most requests of one client, running and waiting together; 0 = no bound. A "
         "client is its `authorization` or `x-api-key`, else its address.",
     )
+    api_keys: ApiKeys = Field(
+        default=(),
+        description="Keys that clients may send, or their sha256:HEX; only digests are kept. With "
+        "these or api_keys_file every request needs a key, but for health and metrics.",
+    )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="File of further keys: NAME sha256:HEX [EXPIRES] a line, as `arborist "
+        "create-key` writes it; read again within seconds when it changes.",
+    )
     prefill_chunk_tokens: int = Field(
         default=256, ge=1, le=65_536, description="Prompt tokens of one prefill command."
     )
@@ -402,6 +417,16 @@ class ControllerConfig(Section):
             if isinstance(value, str)
             else value
         )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _keep_digests(cls, value: object) -> object:
+        """Keeps what identifies a key; no message repeats one."""
+        if isinstance(value, str):
+            value = [one.strip() for one in value.split(",") if one.strip()]
+        if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
+            raise ValueError("must be a list of texts")
+        return tuple(known_by_digest(one) for one in value)
 
     @field_validator("target_addresses", "draft_addresses")
     @classmethod
@@ -609,7 +634,7 @@ def _read_yaml(path: Path) -> dict[str, object]:
 def _read_environment() -> dict[str, object]:
     sections = {name.lower() for name in ArboristConfig.model_fields}
     for name in os.environ:
-        if name.upper().startswith(ENV_PREFIX):
+        if name.upper().startswith(ENV_PREFIX) and name != API_KEY_VARIABLE:
             section = name[len(ENV_PREFIX) :].lower().partition("__")[0]
             if section not in sections:
                 raise ConfigError(

@@ -21,6 +21,7 @@ from arborist.core.errors import (
     ResourceExhaustedError,
     SessionFailedError,
     StaleStampError,
+    UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
     UnknownModelError,
@@ -40,6 +41,7 @@ ERROR_TABLE: dict[str, type[ArboristError]] = {
         ResourceExhaustedError,
         SessionFailedError,
         StaleStampError,
+        UnauthenticatedError,
         UnavailableError,
         UnimplementedError,
         UnknownModelError,
@@ -56,6 +58,7 @@ _TRANSPORT_ERRORS: dict[grpc.StatusCode, tuple[type[ArboristError], str]] = {
         ResourceExhaustedError,
         "a message is over its size limit or the peer takes no more calls",
     ),
+    grpc.StatusCode.UNAUTHENTICATED: (UnauthenticatedError, "the peer asks for another API key"),
     grpc.StatusCode.FAILED_PRECONDITION: (MismatchError, "the peer refused the call"),
 }
 """What gRPC itself reports, without our details; its own text may name hosts and stays inside."""

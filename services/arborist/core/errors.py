@@ -95,6 +95,13 @@ class StaleStampError(ArboristError):
     reason = "STALE_STAMP"
 
 
+class UnauthenticatedError(ArboristError):
+    """A key is needed, and there was none that is let in."""
+
+    code = ErrorCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
 class ResourceExhaustedError(ArboristError):
     """Full: sessions, KV or queue; retry after `retry_after_ms`."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from arborist.cli.api_key_option import ApiKeyOption
 from arborist.cli.chat.chat_loop import ChatLoop
 from arborist.cli.chat.conversation import Conversation
 from arborist.client.call import DEFAULT_ADDRESS
@@ -37,10 +38,11 @@ def chat(
     timeout_s: Annotated[
         float | None, typer.Option("--timeout", min=0.001, help="Seconds an answer may take.")
     ] = None,
+    api_key: ApiKeyOption = None,
 ) -> None:
     """Talk to a served model: answers as they come, /stats, /reset, /quit; Ctrl-C cancels."""
     drafting = None if speculation is None else Speculation(enabled=speculation == "on")
-    with Client(address) as client:
+    with Client(address, api_key=api_key) as client:
 
         def ask(messages: list[Message]) -> GenerationStream:
             return client.generate(

@@ -15,6 +15,7 @@ from arborist.core.errors import (
     ArboristError,
     ErrorCode,
     RequestTooLargeError,
+    UnauthenticatedError,
     UnknownModelError,
 )
 
@@ -64,7 +65,9 @@ def error_response(error: ArboristError) -> JSONResponse:
     headers = {}
     if error.retry_after_ms > 0:
         headers["Retry-After"] = str(-(-error.retry_after_ms // 1000))
-    if isinstance(error, RequestTooLargeError):
+    if isinstance(error, UnauthenticatedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RequestTooLargeError | UnauthenticatedError):
         # The rest of the body is still on its way, and nobody will read it.
         headers["Connection"] = "close"
     return JSONResponse(error_body(error), _status(error), headers)

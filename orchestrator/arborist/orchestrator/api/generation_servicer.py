@@ -13,8 +13,8 @@ import grpc.aio
 
 from arborist.common.errors import grpc_status, internal_error
 from arborist.core.errors import ArboristError, DeadlineError
-from arborist.orchestrator.api.client_key import client_key
 from arborist.orchestrator.api.completions import Completions
+from arborist.orchestrator.api.doorkeeper import Doorkeeper
 from arborist.orchestrator.api.generation_wire import read_request, write_event, write_models
 from arborist.v1 import generation_pb2 as pb
 from arborist.v1 import generation_pb2_grpc as pb_grpc
@@ -25,15 +25,23 @@ _log = logging.getLogger(__name__)
 class GenerationServicer(pb_grpc.GenerationServiceServicer):
     """Serves clients from one controller."""
 
-    def __init__(self, completions: Completions, client_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        completions: Completions,
+        client_timeout_s: float = 60.0,
+        doorkeeper: Doorkeeper | None = None,
+    ) -> None:
         """Prepares the service.
 
         Args:
             completions: Where requests run; HTTP has the same one.
             client_timeout_s: Longest wait for a client that does not read, in seconds.
+            doorkeeper: Who may come in; None = everybody. `KeyInterceptor` keeps the others out;
+                here it says whose a request is.
         """
         self._completions = completions
         self._client_timeout_s = client_timeout_s
+        self._doorkeeper = doorkeeper or Doorkeeper()
 
     # Coroutines, where the stubs foresee generators: a handler that writes its messages itself is
     # cancelled where it stands, so that `finally` frees the session at once; a generator would be
@@ -70,7 +78,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         message: pb.GenerateRequest,
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
     ) -> None:
-        key = client_key(context.invocation_metadata() or (), context.peer())
+        key = self._doorkeeper.admit(context.invocation_metadata() or (), context.peer())
         asked = dataclasses.replace(read_request(message, _traceparent(context)), client_key=key)
         request = await self._completions.validate(asked)
         _, events = self._completions.start(request)

@@ -13,7 +13,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from arborist.core.errors import UnknownModelError
 from arborist.orchestrator.api.completions import Completions
+from arborist.orchestrator.api.doorkeeper import Doorkeeper
 from arborist.orchestrator.api.error_response import add_error_handlers
+from arborist.orchestrator.api.key_middleware import KeyMiddleware
 from arborist.orchestrator.api.openai.answer import AnswerHead, AnswerWriter
 from arborist.orchestrator.api.openai.chat_answer import ChatWriter
 from arborist.orchestrator.api.openai.chat_request import ChatRequest
@@ -30,7 +32,10 @@ _OWNER = "arborist"
 
 
 def create_http_app(
-    completions: Completions, registry: CollectorRegistry, limits: HttpLimits | None = None
+    completions: Completions,
+    registry: CollectorRegistry,
+    limits: HttpLimits | None = None,
+    doorkeeper: Doorkeeper | None = None,
 ) -> FastAPI:
     """Builds the HTTP API of one controller.
 
@@ -38,6 +43,7 @@ def create_http_app(
         completions: Where requests run; gRPC has the same one.
         registry: What `/metrics` shows.
         limits: What bounds a request; None = defaults.
+        doorkeeper: Who may come in; None = everybody.
     Returns:
         An application with `/v1/models`, `/v1/completions`, `/v1/chat/completions`, `/tokenize`,
         `/detokenize`, `/health` (200 once a request would find a target, else 503), `/metrics`
@@ -45,6 +51,7 @@ def create_http_app(
     """
     app = FastAPI(title="Arborist", docs_url=None, redoc_url=None, openapi_url=None)
     add_error_handlers(app)
+    app.add_middleware(KeyMiddleware, doorkeeper=doorkeeper or Doorkeeper())
     _add_models(app, completions.generator)
     _add_generation(app, completions, limits or HttpLimits())
     _add_state(app, completions.generator, registry)

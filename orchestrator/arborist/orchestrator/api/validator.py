@@ -190,7 +190,11 @@ class Validator:
         ids = self.encode(prompt)
         _require(len(ids) > 0, "prompt", "0 tokens", "at least 1 token")
         longest = min(self._limits.max_prompt_tokens, model.context_length - 1)
-        _require(len(ids) <= longest, "prompt", f"{len(ids)} tokens", f"at most {longest} tokens")
+        # Clients tell a prompt that is too long by the words "context length".
+        reason = "" if longest < model.context_length - 1 else ", one less than the context length"
+        _require(
+            len(ids) <= longest, "prompt", f"{len(ids)} tokens", f"at most {longest} tokens{reason}"
+        )
         for index, token in enumerate(ids):
             if not 0 <= token < model.vocab_size:
                 _check_token_id(f"token_ids[{index}]", token, model)
@@ -237,7 +241,7 @@ class Validator:
             raise InvalidArgumentError(
                 "prompt + max_tokens",
                 f"{prompt_tokens} + {asked} = {prompt_tokens + asked} tokens",
-                f"at most {model.context_length} tokens, the context of {model.id}",
+                f"at most {model.context_length} tokens, the context length of {model.id}",
             )
         return asked
 

@@ -16,10 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from arborist.core.errors import ArboristError
 from arborist.core.sampling import choice_seed
-from arborist.orchestrator.api.client_key import client_key
 from arborist.orchestrator.api.completion import CompletionEvent, TextRound
 from arborist.orchestrator.api.completions import Completions
 from arborist.orchestrator.api.error_response import error_body, unexpected_error
+from arborist.orchestrator.api.key_middleware import client_of
 from arborist.orchestrator.api.openai.answer import Answer, AnswerHead, AnswerWriter
 from arborist.orchestrator.api.openai.bounded_send import SlowReaderError, bounded_send
 from arborist.orchestrator.api.openai.choice_output import ChoiceOutput
@@ -93,10 +93,8 @@ class GenerationEndpoint:
         self, fields: GenerationFields, scope: Scope, receive: Receive, send: Send
     ) -> None:
         headers = Headers(scope=scope)
-        host, _ = scope.get("client") or ("", 0)
-        # The first header of a name counts, as it does for whoever checks keys.
-        key = client_key(reversed(headers.items()), f"{host}:0")
-        requests = await self._validate(fields, headers.get("traceparent", ""), key)
+        client = client_of(scope)
+        requests = await self._validate(fields, headers.get("traceparent", ""), client)
         async with Choices(self._completions, requests) as choices:
             if fields.stream:
                 await self._stream(choices, fields, EventStream(send))
@@ -105,7 +103,7 @@ class GenerationEndpoint:
                 await response(scope, receive, send)
 
     async def _validate(
-        self, fields: GenerationFields, traceparent: str, key: str
+        self, fields: GenerationFields, traceparent: str, client: str
     ) -> list[ValidRequest]:
         """Returns a checked request per choice: all of the first prompt, then of the next."""
         prompts = fields.prompts
@@ -114,7 +112,7 @@ class GenerationEndpoint:
         for index, prompt in enumerate(prompts):
             name = "prompt" if len(prompts) == 1 else f"prompt[{index}]"
             with renamed_fields(fields, name):
-                asked = dataclasses.replace(fields.incoming(prompt, traceparent), client_key=key)
+                asked = dataclasses.replace(fields.incoming(prompt, traceparent), client_key=client)
                 valid = await self._completions.validate(asked)
             requests += [_choice(valid, number) for number in range(fields.n)]
         return requests

@@ -9,6 +9,7 @@ import pytest
 from tests.integration.loopback import PAIR
 
 from arborist.cli.main import main
+from arborist.common.api_key import new_api_key
 
 PAIR_FLAGS = ("--start", f"--target={PAIR / 'target'}", f"--draft={PAIR / 'eagle_head'}")
 # Three processes import torch on a machine that is busy with something else.
@@ -43,3 +44,25 @@ def test_clients_that_leave_at_any_point_leave_nothing_behind(tmp_path: Path) ->
         for counted in ("num_tasks", "num_descriptors"):
             before, after = kept[counted]
             assert after <= before, (name, counted)
+
+
+def test_a_load_over_http_comes_in_with_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A controller without Ray serves HTTP, asks for a key, and says how much was accepted."""
+    key = new_api_key()
+    monkeypatch.setenv("ARBORIST_CONTROLLER__API_KEYS", key)
+    report_file = tmp_path / "report.json"
+    load = ("--protocol=http", "--num-requests=12", "--concurrency=4", "--warm-up=2")
+    asked = ("--synthetic-prompt-tokens=8:48", "--max-tokens=16", "--speculation=on")
+    more = ("--num-threads=1", "--no-tracing", f"--json={report_file}", f"--api-key={key}")
+
+    with pytest.raises(SystemExit) as caught:
+        main(["bench-serve", *PAIR_FLAGS, *load, *asked, *more])
+
+    assert not caught.value.code
+    figures = json.loads(report_file.read_text())["points"][0]["figures"]
+    assert (figures["errors"], figures["completed"]) == ({}, 12)
+    # Every token but each output's first comes of a round; a last one may be cut.
+    assert 0 <= figures["tau"] * figures["rounds"] - (figures["output_tokens"] - 12) <= 12 * 3
+    assert figures["draft_tokens_per_round"] > 1

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from arborist.core.errors import UnavailableError
 
 _READY = re.compile(
-    r"ready: .*?grpc://(?P<address>[^\s]+:\d+)(?:.* metrics=(?P<metrics_url>[^\s]+))?"
+    r"ready: .*?grpc://(?P<address>[^\s]+:\d+)(?: (?P<http_url>http://[^\s]+))?"
+    r"(?:.* metrics=(?P<metrics_url>[^\s]+))?"
 )
 
 
@@ -18,7 +19,8 @@ class WorkerProcess:
     """`arborist serve-draft`, `serve-target` or `serve-controller` under our wing.
 
     Attributes:
-        metrics_url: Where it shows its metrics, known once it is ready; empty = nowhere.
+        http_url: Of its HTTP API, known once it is ready; empty = none.
+        metrics_url: Where it shows its metrics, likewise; empty = nowhere.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -28,6 +30,7 @@ class WorkerProcess:
             arguments: What follows `arborist` on the command line.
         """
         self._arguments = list(arguments)
+        self.http_url = ""
         self.metrics_url = ""
         self._process: asyncio.subprocess.Process | None = None
         self._tail: list[str] = []
@@ -82,6 +85,7 @@ class WorkerProcess:
     async def _await_ready(self, process: asyncio.subprocess.Process) -> str:
         async for line in self._lines(process):
             if match := _READY.search(line):
+                self.http_url = match["http_url"] or ""
                 self.metrics_url = match["metrics_url"] or ""
                 return match["address"]
         await process.wait()

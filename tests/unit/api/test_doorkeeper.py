@@ -27,7 +27,9 @@ def bearer(secret: str) -> list[tuple[str, str | bytes]]:
 def write(path: Path, *keys: ApiKey) -> None:
     """Replaces a key file, as seen from the outside."""
     fresh = path.with_suffix(".new")
-    fresh.write_text("# name digest expires\n\n" + "".join(f"{api_key_line(one)}\n" for one in keys))
+    fresh.write_text(
+        "# name digest expires\n\n" + "".join(f"{api_key_line(one)}\n" for one in keys)
+    )
     os.replace(fresh, path)
 
 

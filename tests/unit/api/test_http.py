@@ -35,6 +35,7 @@ async def test_models_have_openais_shape() -> None:
         "created": 7,
         "owned_by": "arborist",
         "max_model_len": 100,
+        "vocab_size": 266,
     }
     assert listed == {"object": "list", "data": [model]}
     assert one == model

@@ -1,5 +1,6 @@
 """One configuration from file, environment and flags; whatever is wrong is one line."""
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,33 @@ def test_lists_are_written_with_commas_outside_yaml(file, monkeypatch) -> None:
 
     assert controller.target_addresses == ("a:1", "b:2")
     assert controller.draft_addresses == ("c:3", "d:4")
+
+
+def test_api_keys_are_kept_as_digests(monkeypatch) -> None:
+    """Whatever is shown, logged or sent to other processes of it can open no door."""
+    key, digest = "a-key-of-16-chars", f"sha256:{'0' * 64}"
+    monkeypatch.setenv("ARBORIST_CONTROLLER__API_KEYS", f"{key}, {digest}")
+    controller = load_config().controller
+
+    assert controller.api_keys == (f"sha256:{sha256(key.encode()).hexdigest()}", digest)
+    assert key not in repr(controller)
+
+
+@pytest.mark.parametrize("keys", ["short-secret", ["short-secret"], ["schlüssel-schlüssel"], [17]])
+def test_a_bad_api_key_is_not_repeated(keys: object) -> None:
+    """The message says what a key must be, not what it was."""
+    with pytest.raises(ConfigError, match=r"controller\.api_keys: .*must") as caught:
+        parse_config({"test": {"controller": {"api_keys": keys}}})
+
+    for part in ("secret", "schl", "17"):
+        assert part not in caught.value.message
+
+
+def test_the_key_of_a_client_is_no_setting(monkeypatch) -> None:
+    """A server started where a client's key is set starts as ever."""
+    monkeypatch.setenv("ARBORIST_API_KEY", "a-key-of-16-chars")
+
+    assert load_config() == parse_config({"test": {}})
 
 
 def test_the_draft_belongs_to_the_target_of_the_same_file(file) -> None:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
+from arborist.cli.api_key_option import ApiKeyOption
 from arborist.cli.dtype_names import DTYPE_NAMES
 from arborist.core.errors import InvalidArgumentError
 from arborist.core.policy_settings import POLICY_NAMES
 
 if TYPE_CHECKING:
     from arborist.cli.bench_serve.figures import ServiceLevel
+    from arborist.cli.bench_serve.http_sender import HttpSender
     from arborist.cli.bench_serve.load_point import LoadPoint
     from arborist.cli.bench_serve.load_settings import LoadSettings
     from arborist.cli.bench_serve.own_server import OwnServerSettings
-    from arborist.client.async_client import AsyncClient
+    from arborist.cli.bench_serve.sender import GrpcSender
     from arborist.client.prompt import Prompt, Speculation
 
 LATENCIES = (
@@ -29,6 +32,7 @@ LATENCIES = (
     "between messages besides (message_gap_ms). Goodput: requests within --slo-ttft-ms whose mean "
     "inter-token time is within --slo-itl-ms. Loaded tok/s: until there was nothing left to send."
 )
+Protocol: TypeAlias = Literal["grpc", "http"]
 _LOAD, _ASKED, _OWN = "Load", "What is asked", "A server of its own (--start)"
 
 
@@ -36,7 +40,9 @@ _LOAD, _ASKED, _OWN = "Load", "What is asked", "A server of its own (--start)"
 class _Job:
     """Everything the command was told."""
 
-    address: str
+    address: str | None
+    protocol: Protocol
+    api_key: str | None
     model: str
     start: OwnServerSettings | None
     metrics: dict[str, str]
@@ -52,7 +58,14 @@ class _Job:
 
 
 def bench_serve(
-    address: Annotated[str | None, typer.Option(help="gRPC address (127.0.0.1:9000).")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Server (127.0.0.1:9000; of HTTP 127.0.0.1:8000, or a URL)."),
+    ] = None,
+    protocol: Annotated[
+        Protocol, typer.Option(help="gRPC, or HTTP as OpenAI's clients speak it.")
+    ] = "grpc",
+    api_key: ApiKeyOption = None,
     model: Annotated[str, typer.Option(help="Served name; unset = the only one.")] = "",
     prompts: Annotated[
         Path | None, typer.Option(help="JSON lines with `turns`; the first turn is asked.")
@@ -193,7 +206,6 @@ def bench_serve(
     from arborist.cli.bench_serve.load_settings import LoadSettings
     from arborist.cli.bench_serve.own_server import OwnServerSettings
     from arborist.cli.bench_serve.process_metrics import read_urls
-    from arborist.client.call import DEFAULT_ADDRESS
     from arborist.client.prompt import Speculation
 
     if (prompts is None) == (synthetic_prompt_tokens is None):
@@ -214,13 +226,16 @@ def bench_serve(
         max_sessions=max_sessions or max(64, *(point.concurrency or 0 for point in points)),
         tracing=tracing,
         trace_detail=trace_detail,
+        with_http=start and protocol == "http",
     )
     if start and (address is not None or metrics is not None):
         raise typer.BadParameter("--address and --metrics have no effect with --start")
     if not start:
         _refuse_own(own, max_sessions)
     job = _Job(
-        address=address or DEFAULT_ADDRESS,
+        address=address,
+        protocol=protocol,
+        api_key=api_key,
         model=model,
         start=own if start else None,
         metrics=read_urls(metrics) if metrics is not None else {},
@@ -271,19 +286,18 @@ async def _measure(job: _Job) -> dict[str, Any]:
     from arborist.cli.bench_serve.own_server import own_server
     from arborist.cli.bench_serve.process_metrics import ProcessMetrics
     from arborist.cli.bench_serve.report import SCHEMA, point_objects, ratios
-    from arborist.cli.bench_serve.sender import GrpcSender
     from arborist.cli.machine import machine_facts
-    from arborist.client.async_client import AsyncClient
 
     async with AsyncExitStack() as stack:
         address, urls = job.address, job.metrics
         if job.start is not None:
             server = await stack.enter_async_context(own_server(job.start))
-            address, urls = server.address, dict(server.metrics_urls)
-        client = await stack.enter_async_context(AsyncClient(address))
-        prompts = await _prompts(job, client)
+            address = server.http_url or server.address
+            urls = dict(server.metrics_urls)
+        sender = await stack.enter_async_context(_sender(job, address))
+        prompts = await _prompts(job, sender)
         campaign = Campaign(
-            GrpcSender(client, job.model),
+            sender,
             job.settings,
             prompts,
             job.shape,
@@ -303,12 +317,29 @@ async def _measure(job: _Job) -> dict[str, Any]:
     }
 
 
-async def _prompts(job: _Job, client: AsyncClient) -> list[Prompt]:
+@asynccontextmanager
+async def _sender(job: _Job, address: str | None) -> AsyncIterator[GrpcSender | HttpSender]:
+    if job.protocol == "http":
+        from arborist.cli.bench_serve.http_sender import DEFAULT_HTTP_ADDRESS, HttpSender
+
+        url = address or DEFAULT_HTTP_ADDRESS
+        async with HttpSender.connected(url, job.api_key, job.model) as sender:
+            yield sender
+        return
+    from arborist.cli.bench_serve.sender import GrpcSender
+    from arborist.client.async_client import AsyncClient
+    from arborist.client.call import DEFAULT_ADDRESS
+
+    async with AsyncClient(address or DEFAULT_ADDRESS, api_key=job.api_key) as client:
+        yield GrpcSender(client, job.model)
+
+
+async def _prompts(job: _Job, sender: GrpcSender | HttpSender) -> list[Prompt]:
     from arborist.cli.bench_serve.load_prompts import file_prompts, synthetic_prompts
 
     if job.prompts_file is not None:
         return file_prompts(job.prompts_file, job.prompt_form, job.num_prompts)
-    models = [one for one in await client.list_models() if job.model in ("", one.id)]
+    models = [one for one in await sender.list_models() if job.model in ("", one.id)]
     if len(models) != 1:
         names = ", ".join(one.id for one in models) or "none"
         raise InvalidArgumentError("--model", job.model or "unset", f"one served name of {names}")
@@ -324,6 +355,7 @@ def _settings(job: _Job, num_prompts: int) -> dict[str, Any]:
             own[name] = Path(own[name]).name if own[name] is not None else None
     return {
         **asdict(job.settings),
+        "protocol": job.protocol,
         "model": job.model,
         "repetitions": job.repetitions,
         "prompts": job.prompts_file.name if job.prompts_file is not None else None,
@@ -348,7 +380,7 @@ def _refuse_own(own: OwnServerSettings, max_sessions: int | None) -> None:
     """Refuses flags that would have no effect on a server that runs already."""
     given = {**asdict(own), "max_sessions": max_sessions}
     for name, value in given.items():
-        if value is not None and name != "tracing":
+        if value is not None and name not in ("tracing", "with_http"):
             flag = name.replace("_", "-")
             raise typer.BadParameter(
                 f"--{flag} has no effect on a running server: it needs --start"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from arborist.cli.bench_serve.load_request import LoadRequest
 from arborist.cli.bench_serve.record import RequestRecord
-from arborist.cli.bench_serve.sender import Delivery, Sender
+from arborist.cli.bench_serve.sender import Delivery, RoundTotals, Sender
 from arborist.core.errors import ArboristError
 
 CLIENT_LIMIT = "CLIENT_LIMIT"
@@ -154,6 +154,11 @@ class LoadRun:
                 aclosing(self._sender.stream(request)) as deliveries,
             ):
                 async for one in deliveries:
+                    if isinstance(one, RoundTotals):
+                        record.num_rounds = one.num_rounds
+                        record.accepted_tokens = one.accepted_tokens
+                        record.draft_tokens = one.draft_tokens
+                        continue
                     self._note(one, record)
                     if patience_s is not None or record.num_tokens >= (max_tokens or 1 << 62):
                         record.outcome = "cancelled"

@@ -30,6 +30,7 @@ class OwnServerSettings:
         max_sessions: Most requests decoded at a time.
         tracing: Whether every round is traced, as in production.
         trace_detail: level or round; None = as configured.
+        with_http: Whether the controller serves HTTP too.
     """
 
     config: Path | None = None
@@ -42,6 +43,7 @@ class OwnServerSettings:
     max_sessions: int = 64
     tracing: bool = True
     trace_detail: str | None = None
+    with_http: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,12 @@ class OwnServer:
 
     Attributes:
         address: Of the public gRPC API.
+        http_url: Of the HTTP API; empty = none.
         metrics_urls: Name of each process → URL of its metrics.
     """
 
     address: str
+    http_url: str
     metrics_urls: Mapping[str, str]
 
 
@@ -79,7 +83,8 @@ async def own_server(settings: OwnServerSettings) -> AsyncIterator[OwnServer]:
 
         target, draft = await asyncio.gather(start("target", {}), start("draft", {}))
         address = await start("controller", {"target": target, "draft": draft})
-        yield OwnServer(address, {role: one.metrics_url for role, one in started.items()})
+        urls = {role: one.metrics_url for role, one in started.items()}
+        yield OwnServer(address, started["controller"].http_url, urls)
 
 
 def _arguments(
@@ -99,6 +104,7 @@ def _arguments(
             "draft-addresses": addresses["draft"],
             "max-sessions": settings.max_sessions,
             "trace-detail": settings.trace_detail,
+            "http-port": 0 if settings.with_http else None,
         }
     else:
         flags |= {

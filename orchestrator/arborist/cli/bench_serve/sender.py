@@ -1,14 +1,14 @@
-"""What carries a request to the server; gRPC now, others behind the same interface."""
+"""What carries a request to the server: one interface, and gRPC behind it."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Protocol
 
 from arborist.cli.bench_serve.load_request import LoadRequest
 from arborist.client.async_client import AsyncClient
+from arborist.client.completion import ModelCard
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,28 @@ class Delivery:
     num_draft_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class RoundTotals:
+    """What the server itself counted; replaces what its messages added up to.
+
+    Attributes:
+        num_rounds: Rounds.
+        accepted_tokens: Drafted tokens accepted.
+        draft_tokens: Drafted nodes verified.
+    """
+
+    num_rounds: int
+    accepted_tokens: int
+    draft_tokens: int
+
+
 class Sender(Protocol):
     """Sends requests to one server; one event loop owns it."""
 
-    def stream(self, request: LoadRequest) -> AsyncGenerator[Delivery, None]:
+    def stream(self, request: LoadRequest) -> AsyncGenerator[Delivery | RoundTotals, None]:
         """Sends a request and yields what comes; closing it early cancels the request.
+
+        RoundTotals, if any, are the last.
 
         Raises:
             ArboristError: The server refused or could not go on.
@@ -52,7 +69,7 @@ class GrpcSender:
         self._client = client
         self._model = model
 
-    async def stream(self, request: LoadRequest) -> AsyncGenerator[Delivery, None]:
+    async def stream(self, request: LoadRequest) -> AsyncGenerator[Delivery | RoundTotals, None]:
         """Sends a request and yields a Delivery per round.
 
         Raises:
@@ -73,13 +90,10 @@ class GrpcSender:
                 accepted = one.accepted_count if one.round_index >= 0 else None
                 yield Delivery(len(one.token_ids), accepted, one.num_draft_tokens)
 
+    async def list_models(self) -> list[ModelCard]:
+        """Returns the models served.
 
-async def reach(sender: Sender, request: LoadRequest) -> None:
-    """Sends a request and waits for its end.
-
-    Raises:
-        ArboristError: The server refused or could not go on.
-    """
-    async with aclosing(sender.stream(request)) as deliveries:
-        async for _ in deliveries:
-            pass
+        Raises:
+            ArboristError: The server could not answer.
+        """
+        return await self._client.list_models()

@@ -116,4 +116,5 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
         "created": model.created_s,
         "owned_by": _OWNER,
         "max_model_len": model.context_length,
+        "vocab_size": model.vocab_size,
     }

@@ -67,6 +67,7 @@ class ScriptedGeneration:
             tokens,
             SpeculationSummary(2, 12, 4, 3.0, (0, 1, 1), 0),
             Timing(0.0, 5.0, 20.0, 26.0, 150.0),
+            self._script.cached_prompt_tokens,
         )
 
     def _logprobs(self, tokens: tuple[int, ...]) -> tuple[TokenLogprobs, ...]:
@@ -95,6 +96,7 @@ class ScriptedGenerator:
         failure: Raised after the rounds, in place of a summary.
         refusal: Raised by `generate`.
         hold_at: Index of the round that never comes.
+        cached_prompt_tokens: What every summary says about its prompt.
         logprobs: Of the tokens of each round; empty = made up when asked for.
     """
 
@@ -103,6 +105,7 @@ class ScriptedGenerator:
     refusal: ArboristError | None = None
     hold_at: int = -1
     logprobs: list[list[TokenLogprobs]] = field(default_factory=list)
+    cached_prompt_tokens: int = 0
     served: list[ServedModel] = field(default_factory=lambda: [MODEL])
     ready: bool = True
     requests: list[GenerationRequest] = field(default_factory=list)

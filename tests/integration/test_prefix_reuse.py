@@ -142,5 +142,9 @@ async def test_a_chat_of_ten_turns_computes_every_prompt_token_once() -> None:
     # Whatever a round computed is not prefilled; nothing is computed twice.
     assert num_cached <= len(prompt)
     assert found_by_drafts > len(prompt)
+    # Every answer tells what of its prompt was there; so what was computed and that are the prompts.
+    num_told = sum(one.summary.cached_prompt_tokens for one in cached)
+    assert num_told + num_cached == sum(one.started.prompt_tokens for one in cached)
+    assert sum(one.summary.cached_prompt_tokens for one in plain) == 0
     taus = [turns[-1].summary.speculation.tau for turns in (plain, cached)]
     assert abs(taus[1] - taus[0]) <= 0.02 * taus[0]

@@ -383,6 +383,7 @@ class Decoder:
         if self._reads_tokens:
             self._pending = Pairs(self._session.committed_length, [last.root], None)
         with timer.local("commit"):
+            round_.num_reused = self._num_reused
             round_.bonus = last.root
             round_.tokens = self._session.commit([last.root])
             round_.logprobs = [last.logprobs] if last.logprobs is not None else []

@@ -196,6 +196,7 @@ class Summary:
         completion_tokens: Tokens delivered.
         speculation: What speculation did.
         timing: Times of the request.
+        cached_prompt_tokens: Tokens of the prompt that needed no computing (prefix reuse).
     """
 
     finish_reason: FinishReason
@@ -203,6 +204,7 @@ class Summary:
     completion_tokens: int
     speculation: SpeculationSummary
     timing: Timing
+    cached_prompt_tokens: int = 0
 
 
 GenerationEvent: TypeAlias = Started | DeliveredRound | Summary

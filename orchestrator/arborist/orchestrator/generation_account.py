@@ -35,6 +35,7 @@ class GenerationAccount:
         self._accepted_tokens = 0
         self._histogram: list[int] = []
         self._rounds_without_draft = 0
+        self._cached_prompt_tokens = 0
         self.admitted_ns = arrived_ns
         self.completion_tokens = 0
         self.rounds = 0
@@ -47,6 +48,7 @@ class GenerationAccount:
         self.last_token_ns = round_.end_ns
         if round_.round_index < 0:
             self.first_token_ns = round_.end_ns
+            self._cached_prompt_tokens = round_.num_reused
             return
         self.rounds += 1
         self._draft_tokens += round_.num_draft_tokens
@@ -64,6 +66,7 @@ class GenerationAccount:
         return Summary(
             finish_reason=reason,
             prompt_tokens=self._prompt_tokens,
+            cached_prompt_tokens=self._cached_prompt_tokens,
             completion_tokens=self.completion_tokens,
             speculation=SpeculationSummary(
                 rounds=self.rounds,

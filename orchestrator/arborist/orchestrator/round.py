@@ -74,6 +74,7 @@ class Round:
         min_margin: Smallest gap of the two best logits on the path.
         node_tokens: The target's token at every node; only when asked for.
         logprobs: Raw log-probs, one per token of `tokens`; empty unless asked for.
+        num_reused: Prompt tokens that the prefill found computed.
     """
 
     round_index: int
@@ -92,6 +93,7 @@ class Round:
     min_margin: float = 0.0
     node_tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    num_reused: int = 0
 
     @property
     def num_draft_tokens(self) -> int:

@@ -132,6 +132,7 @@ class Summary:
         completion_tokens: Tokens delivered.
         speculation: What speculation did.
         timing: Times of the request.
+        cached_prompt_tokens: Tokens of the prompt that the server had from earlier requests.
     """
 
     finish_reason: FinishReason
@@ -139,6 +140,7 @@ class Summary:
     completion_tokens: int
     speculation: SpeculationSummary
     timing: Timing
+    cached_prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

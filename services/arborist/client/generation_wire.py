@@ -154,6 +154,7 @@ def read_summary(message: pb.Summary) -> Summary:
     return Summary(
         finish_reason=_FINISH_REASONS[message.finish_reason],
         prompt_tokens=message.prompt_tokens,
+        cached_prompt_tokens=message.cached_prompt_tokens,
         completion_tokens=message.completion_tokens,
         speculation=SpeculationSummary(
             rounds=speculation.rounds,

@@ -158,6 +158,7 @@ def _write_summary(summary: Summary) -> pb.Summary:
     return pb.Summary(
         finish_reason=_FINISH_REASONS[summary.finish_reason],
         prompt_tokens=summary.prompt_tokens,
+        cached_prompt_tokens=summary.cached_prompt_tokens,
         completion_tokens=summary.completion_tokens,
         speculation=pb.SpeculationSummary(
             rounds=speculation.rounds,

@@ -202,18 +202,20 @@ class RoundTimes(_message.Message):
     def __init__(self, draft_compute_ms: _Optional[float] = ..., verify_compute_ms: _Optional[float] = ..., transport_ms: _Optional[float] = ..., controller_ms: _Optional[float] = ..., total_ms: _Optional[float] = ...) -> None: ...
 
 class Summary(_message.Message):
-    __slots__ = ("finish_reason", "prompt_tokens", "completion_tokens", "speculation", "timing")
+    __slots__ = ("finish_reason", "prompt_tokens", "completion_tokens", "speculation", "timing", "cached_prompt_tokens")
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     speculation: SpeculationSummary
     timing: Timing
-    def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., speculation: _Optional[_Union[SpeculationSummary, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    cached_prompt_tokens: int
+    def __init__(self, finish_reason: _Optional[_Union[FinishReason, str]] = ..., prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., speculation: _Optional[_Union[SpeculationSummary, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class SpeculationSummary(_message.Message):
     __slots__ = ("rounds", "draft_tokens", "accepted_tokens", "tau", "acceptance_histogram", "rounds_without_draft")

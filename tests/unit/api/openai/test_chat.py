@@ -50,6 +50,7 @@ async def test_a_whole_answer_has_openais_shape() -> None:
         "prompt_tokens": prompt,
         "completion_tokens": output,
         "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert answer["metrics"]["speculative_decoding"] == SPECULATION
     assert answer["metrics"]["time_to_first_token_ms"] == 5.0
@@ -120,10 +121,11 @@ async def test_several_choices_are_streamed_together() -> None:
 
 async def test_the_prompt_of_several_choices_counts_once() -> None:
     """`usage` adds up outputs, not prompts; times of several outputs are not one time."""
-    generator = ScriptedGenerator(spoken(["ab", "c"]))
+    generator = ScriptedGenerator(spoken(["ab", "c"]), cached_prompt_tokens=3)
     async with client_of(generator) as client:
         answer = (await client.post(PATH, json={"messages": MESSAGES, "n": 2})).json()
 
+    assert answer["usage"]["prompt_tokens_details"] == {"cached_tokens": 3}
     assert answer["usage"]["prompt_tokens"] == len(generator.requests[0].prompt_token_ids)
     assert answer["usage"]["completion_tokens"] == 4
     assert list(answer["metrics"]) == ["speculative_decoding"]

@@ -19,7 +19,12 @@ async def test_a_whole_answer_has_openais_shape() -> None:
     assert answer["choices"] == [
         {"index": 0, "text": "abc", "logprobs": None, "finish_reason": "length"}
     ]
-    assert answer["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    assert answer["usage"] == {
+        "prompt_tokens": 1,
+        "completion_tokens": 2,
+        "total_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert answer["metrics"]["speculative_decoding"]["num_spec_steps"] == 2
 
 

@@ -196,6 +196,7 @@ def _usage(outputs: Sequence[ChoiceOutput], fields: GenerationFields) -> Usage:
     return Usage.of(
         sum(len(one.prompt_token_ids) for one in prompts),
         sum(one.summary.completion_tokens for one in outputs),
+        sum(one.summary.cached_prompt_tokens for one in prompts),
     )
 
 

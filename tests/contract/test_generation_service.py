@@ -177,7 +177,8 @@ def details_of(
 async def test_messages_come_in_order_one_per_round(serve: Serve) -> None:
     """Started first, a Round per round with its text, Summary last."""
     rounds = [TOKENIZER.encode(text) for text in ("ab", "c é", "end")]
-    async with stub_for(await serve(ScriptedGenerator(rounds))) as stub:
+    generator = ScriptedGenerator(rounds, cached_prompt_tokens=2)
+    async with stub_for(await serve(generator)) as stub:
         messages = [one async for one in stub.Generate(request(text="abc"))]
 
     kinds = [one.WhichOneof("event") for one in messages]
@@ -189,6 +190,7 @@ async def test_messages_come_in_order_one_per_round(serve: Serve) -> None:
     assert [one.round.round_index for one in messages[1:-1]] == [-1, 0, 1]
     assert messages[1].round.times.total_ms == 10.0
     assert messages[-1].summary.finish_reason == pb.FINISH_REASON_LENGTH
+    assert messages[-1].summary.cached_prompt_tokens == 2
     assert messages[-1].summary.speculation.acceptance_histogram == [0, 1, 1]
 
 

@@ -142,7 +142,7 @@ async def test_a_chat_of_ten_turns_computes_every_prompt_token_once() -> None:
     # Whatever a round computed is not prefilled; nothing is computed twice.
     assert num_cached <= len(prompt)
     assert found_by_drafts > len(prompt)
-    # Every answer tells what of its prompt was there; so what was computed and that are the prompts.
+    # Every answer tells what of its prompt was there already.
     num_told = sum(one.summary.cached_prompt_tokens for one in cached)
     assert num_told + num_cached == sum(one.started.prompt_tokens for one in cached)
     assert sum(one.summary.cached_prompt_tokens for one in plain) == 0

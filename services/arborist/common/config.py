@@ -325,7 +325,8 @@ class ControllerConfig(Section):
         ge=0,
         le=65_536,
         description="Most requests of one client, running and waiting together; 0 = no bound. A "
-        "client is its `authorization` or `x-api-key`, else its address.",
+        "client is the name of its API key; where none are configured its `authorization` or "
+        "`x-api-key`, else its address.",
     )
     api_keys: ApiKeys = Field(
         default=(),

@@ -115,7 +115,10 @@ class Doorkeeper:
         """Keeps up with the file until it is cancelled."""
         while self._file is not None:
             await asyncio.sleep(_RELOAD_PERIOD_S)
-            await asyncio.to_thread(self.reload)
+            try:
+                await asyncio.to_thread(self.reload)
+            except Exception:  # noqa: BLE001 - whatever it was, keys can still be revoked later
+                _log.exception("the API keys could not be read again")
 
     def _take(self, keys: Iterable[ApiKey]) -> None:
         # One assignment: requests of another thread see all of it or nothing.

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from arborist.core.shape import TreeShape
 from arborist.core.tree import VerifyTree
 
-# Weight of the newest round once many were seen; about the last 25 rounds count.
-_WEIGHT = 0.04
+# Weight of the newest round once many were seen; about the last 100 rounds count: fewer are chance.
+_WEIGHT = 0.01
 # Chance that a level is accepted, for as long as nothing was verified; counts as one round.
 _FIRST_GUESS = 0.6
 _GROWTH = 1.4

@@ -18,8 +18,10 @@ from arborist.core.shape import TreeShape
 
 # Another size must promise this much more before it replaces the present one.
 _HYSTERESIS = 1.05
-# A trip to a worker and back, beside its forward; `Load`'s slowdowns set it right.
-_TRIP_MS = 0.6
+# A trip to a worker and back beside its forward, and what each further session adds to it: without
+# them, rounds of small trees would look better than they are. `Load`'s slowdowns set the sum right.
+_TRIP_MS = 1.5
+_FURTHER_TRIP_MS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class TreeSize:
 def plain_ms(load: Load) -> float:
     """Returns the milliseconds of a round of the root alone, undisturbed."""
     sessions = load.num_sessions
-    return load.verify.ms(sessions, sessions) + sessions * _TRIP_MS
+    return load.verify.ms(sessions, sessions) + _trip_ms(sessions)
 
 
 def drafted_ms(load: Load, shape: TreeShape, accepted: float) -> float:
@@ -73,7 +75,7 @@ def drafted_ms(load: Load, shape: TreeShape, accepted: float) -> float:
     levels = (shape.depth - 1) * load.draft.ms(sessions * shape.top_k, sessions)
     extend = load.draft.ms(sessions * (1 + accepted), sessions)
     verify = load.verify.ms(sessions * (1 + shape.num_draft_tokens), sessions)
-    return extend + levels + verify + 2 * sessions * _TRIP_MS
+    return extend + levels + verify + 2 * _trip_ms(sessions)
 
 
 def root_alone(load: Load) -> TreeSize:
@@ -109,6 +111,10 @@ def best_tree(
     return TreeSize(TreeShape(int(depth) + 1, limit.top_k, grid.nodes[int(column)]), best)
 
 
+def _trip_ms(num_sessions: int) -> float:
+    return _TRIP_MS + (num_sessions - 1) * _FURTHER_TRIP_MS
+
+
 def _rate_of(shape: TreeShape, grid: AcceptanceGrid, rates: npt.NDArray[np.float64]) -> float:
     if shape.num_draft_tokens not in grid.nodes:
         return 0.0
@@ -124,7 +130,7 @@ def _rates(limit: TreeShape, grid: AcceptanceGrid, load: Load) -> npt.NDArray[np
     depths = np.arange(accepted.shape[0])[:, None]  # [D, 1]: levels below the first
     rows = [sessions * (1 + nodes) for nodes in grid.nodes]
     verify = np.array([load.verify.ms(count, sessions) for count in rows])  # [N]
-    times = extend + depths * level + verify[None, :] + 2 * sessions * _TRIP_MS  # [D, N]
+    times = extend + depths * level + verify[None, :] + 2 * _trip_ms(sessions)  # [D, N]
     # A tree of fewer nodes than levels is never asked for.
     fits = np.array(grid.nodes)[None, :] > depths
     rates: npt.NDArray[np.float64] = np.where(

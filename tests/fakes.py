@@ -224,6 +224,11 @@ class FakeTargetEngine:
         """Returns reserved positions."""
         return sum(one.reserved for one in self._sessions.values())
 
+    @property
+    def keeps_features(self) -> bool:
+        """Returns whether every committed position's features can be read back."""
+        return True
+
     def prepare(self, request: TargetOpen) -> None:
         """Refuses a schema, breaks over it, or waits for the gate."""
         if request.json_schema == "refused":

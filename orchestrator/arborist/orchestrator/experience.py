@@ -30,6 +30,8 @@ _SETTLING_ROUNDS = 4
 # Then so many rounds of every session, and so many in all, are its trial.
 _TRIAL_ROUNDS_OF_EACH = 6
 _FEWEST_TRIAL_ROUNDS = 24
+# A trial that is not had in so many times its rounds, since drafts fail, is given up.
+_MOST_TRIAL_ROUNDS = 3
 # Drafting, or not, is taken up when it promises so many times the present tokens per time,
 _CLEARLY_BETTER = 1.1
 # and tried when it promises so many times, once the time that this may lose is saved up.
@@ -59,6 +61,11 @@ class CostedTarget(Protocol):
         ...
 
     @property
+    def keeps_features(self) -> bool:
+        """Returns whether a draft that rested can be told what it missed."""
+        ...
+
+    @property
     def num_sessions(self) -> int:
         """Returns the sessions that share its forwards."""
         ...
@@ -79,11 +86,12 @@ class Experience:
         self._paces = Paces()
         self._grids: OrderedDict[TreeShape, AcceptanceGrid] = OrderedDict()
         self._present: OrderedDict[TreeShape, TreeSize] = OrderedDict()
+        self._rounds_to_decision: dict[TreeShape, int] = {}
         self._drafting = True
         self._on_trial = False
         self._rounds_to_settle = 0
         self._rounds_of_trial = 0
-        self._rounds_to_decision = 0
+        self._rounds_to_give_up = 0
         self._rounds_since_probe = 0
         self._num_probes = 0
         self._saved_for_trials_ms = 0.0
@@ -95,6 +103,11 @@ class Experience:
     def rests(self) -> bool:
         """Returns whether sessions decode plainly at present."""
         return not self._drafting
+
+    @property
+    def _is_trying(self) -> bool:
+        trial = self._rounds_of_trial > 0 and self._rounds_to_give_up > 0
+        return self._rounds_to_settle > 0 or trial
 
     def grid(self, limit: TreeShape) -> AcceptanceGrid:
         """Returns what trees up to a limit have had accepted."""
@@ -116,15 +129,17 @@ class Experience:
         """Returns the size that pays now, looked at again once every session had a round.
 
         Args:
-            limit: The session's largest tree; sessions with other limits decide apart.
+            limit: The session's largest tree; sessions with other limits choose their sizes apart,
+                but draft, or do not, together.
             grid: What trees have had accepted.
             load: The load.
         """
         present = self._present.get(limit)
-        self._rounds_to_decision -= 1
-        if present is not None and self._rounds_to_decision > 0:
+        left = self._rounds_to_decision.get(limit, 0) - 1
+        self._rounds_to_decision[limit] = left
+        if present is not None and left > 0 and (present.shape is not None) == self._drafting:
             return present
-        self._rounds_to_decision = max(load.num_sessions, _DECISION_ROUNDS)
+        self._rounds_to_decision[limit] = max(load.num_sessions, _DECISION_ROUNDS)
         if grid.is_known:
             tree = best_tree(limit, grid, load, present.shape if present else limit)
         else:
@@ -134,12 +149,13 @@ class Experience:
         self._present[limit] = size = tree if self._drafting else root
         self._present.move_to_end(limit)
         if len(self._present) > _MAX_LIMITS:
-            self._present.popitem(last=False)
+            oldest, _ = self._present.popitem(last=False)
+            del self._rounds_to_decision[oldest]
         return size
 
     def _choose(self, tree: TreeSize, root: TreeSize, grid: AcceptanceGrid, load: Load) -> None:
         """Goes over to drafting, or away from it, to stay or to try it."""
-        if self._rounds_to_settle > 0 or self._rounds_of_trial > 0:
+        if self._is_trying:
             return
         now, other = (tree, root) if self._drafting else (root, tree)
         gain = other.tokens_per_ms / now.tokens_per_ms
@@ -147,7 +163,8 @@ class Experience:
         backoff = self._backoffs.get(bucket, 1.0)
         if self._on_trial:
             self._on_trial = False
-            if gain <= 1.0:
+            told = self._paces.is_known(drafted=self._drafting, num_sessions=load.num_sessions)
+            if told and gain <= 1.0:
                 self._backoffs[bucket] = 1.0
             else:
                 self._backoffs[bucket] = min(_BACKOFF * backoff, _MOST_BACKOFF)
@@ -173,6 +190,7 @@ class Experience:
             self._paces.forget(drafted=self._drafting, num_sessions=num_sessions)
             rounds = max(_FEWEST_TRIAL_ROUNDS, _TRIAL_ROUNDS_OF_EACH * num_sessions)
             self._rounds_of_trial = rounds
+            self._rounds_to_give_up = _MOST_TRIAL_ROUNDS * rounds
 
     def _trial_ms(self, size: TreeSize, grid: AcceptanceGrid, load: Load) -> float:
         """Returns how long a trial takes, to settle included."""
@@ -194,7 +212,7 @@ class Experience:
         """
         present = self._present[limit]
         self._rounds_since_probe += 1
-        if self._rounds_to_settle > 0 or self._rounds_of_trial > 0:
+        if self._is_trying:
             return None
         if present.shape == limit or self._rounds_since_probe < PROBE_ROUNDS:
             return None
@@ -212,6 +230,22 @@ class Experience:
         self._rounds_since_probe = 0
         self._num_probes += 1
         return shape
+
+    def observe_probe(self, limit: TreeShape, actual_ms: float, num_tokens: int) -> None:
+        """Takes the time of a larger tree that a session tried.
+
+        What it took beyond its tokens' worth, a draft's catching up above all, is paid for before
+        the next one.
+
+        Args:
+            limit: The session's largest tree.
+            actual_ms: The whole round.
+            num_tokens: What it brought.
+        """
+        present = self._present.get(limit)
+        if present is not None:
+            lost_ms = actual_ms - num_tokens / present.tokens_per_ms
+            self._saved_for_probes_ms -= max(0.0, lost_ms)
 
     def observe(
         self, actual_ms: float, expected_ms: float, *, drafted: bool, num_sessions: int
@@ -231,10 +265,14 @@ class Experience:
         self._saved_for_probes_ms = min(saved_ms, _MOST_SAVED_MS)
         if self._rounds_to_settle > 0:
             self._rounds_to_settle -= 1
+            if drafted:
+                # Catching up takes what it takes; it is paid for before the next trial.
+                self._saved_for_trials_ms -= max(0.0, actual_ms - expected_ms) / num_sessions
             return
-        self._rounds_of_trial = max(0, self._rounds_of_trial - 1)
+        self._rounds_to_give_up = max(0, self._rounds_to_give_up - 1)
         if drafted != self._drafting:
             return  # A draft that is gone: the others' forwards made its time.
+        self._rounds_of_trial = max(0, self._rounds_of_trial - 1)
         self._paces.observe(actual_ms, expected_ms, drafted=drafted, num_sessions=num_sessions)
 
 

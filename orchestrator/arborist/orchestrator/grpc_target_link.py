@@ -77,6 +77,12 @@ class GrpcTargetLink:
         return info.model
 
     @property
+    def keeps_features(self) -> bool:
+        """Returns whether a draft may rest: what it misses can be read back later."""
+        info = self.connection.info
+        return info is not None and info.keeps_features
+
+    @property
     def costs(self) -> CostTable | None:
         """Returns what its forwards take, as it said last; None from an older worker."""
         return self.connection.costs

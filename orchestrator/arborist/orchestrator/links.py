@@ -147,6 +147,11 @@ class TargetLink(Protocol):
         ...
 
     @property
+    def keeps_features(self) -> bool:
+        """Returns whether a draft that rested can be told what it missed."""
+        ...
+
+    @property
     def costs(self) -> CostTable | None:
         """Returns what its forwards take by their rows; None when that is not known."""
         ...

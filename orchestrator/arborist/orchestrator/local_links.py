@@ -76,6 +76,11 @@ class LocalTargetLink:
         return self._engine.info
 
     @property
+    def keeps_features(self) -> bool:
+        """Returns whether the engine keeps all features."""
+        return self._engine.keeps_features
+
+    @property
     def costs(self) -> None:
         """Returns None: nothing was measured."""
         return None

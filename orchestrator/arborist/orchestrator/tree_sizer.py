@@ -68,7 +68,7 @@ class TreeSizer:
         Args:
             target: Where it was opened.
         """
-        return self._experiences.of(target).rests
+        return target.keeps_features and self._experiences.of(target).rests
 
     def next_policy(
         self, target: CostedTarget | None, draft: CostedDraft | None
@@ -82,7 +82,7 @@ class TreeSizer:
             The policy; None = the root alone.
         """
         self._load = None
-        if target is None:
+        if target is None or not target.keeps_features:
             return self._largest
         experience = self._begin_at(target)
         if draft is not None:
@@ -116,10 +116,14 @@ class TreeSizer:
         if round_.speculated:
             for grid in (self._grid, experience.grid(self._largest.shape)):
                 grid.observe(round_.tree, round_.depth, round_.accepted_nodes)
-        # A try's time is the others' forwards; a failure's says nothing of the next round's.
-        if self._probes or any(phase.failed for phase in round_.phases):
-            return
+        if any(phase.failed for phase in round_.phases):
+            return  # Its time says nothing of the next round's.
         actual_ms = (round_.end_ns - round_.start_ns) / 1e6
+        if self._probes:
+            # Its time is the others' forwards and its own draft's catching up.
+            tokens = 1 + round_.accepted_count
+            experience.observe_probe(self._largest.shape, actual_ms, tokens)
+            return
         if round_.speculated:
             shape = TreeShape(
                 round_.depth, self._largest.shape.top_k, max(1, round_.num_draft_tokens)

@@ -468,6 +468,7 @@ def worker_info_to_pb(info: WorkerInfo) -> pb.WorkerInfo:
         draining=info.draining,
         row_costs=[pb.RowCost(rows=one.rows, ms=one.ms) for one in info.row_costs],
         session_ms=info.session_ms,
+        keeps_features=info.keeps_features,
     )
 
 
@@ -489,6 +490,7 @@ def worker_info_from_pb(message: pb.WorkerInfo) -> WorkerInfo:
         draining=message.draining,
         row_costs=_row_costs(message.row_costs, message.session_ms),
         session_ms=message.session_ms,
+        keeps_features=message.keeps_features,
     )
 
 

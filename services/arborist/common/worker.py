@@ -96,6 +96,7 @@ class Worker(Generic[OpenT, WorkT]):
         spans: SpanSink,
         metrics: WorkerMetrics,
         preparation: Callable[[OpenT], Callable[[], None] | None] = lambda _: None,
+        keeps_features: bool = False,
     ) -> None:
         """Makes a worker; `start` starts its compute thread.
 
@@ -110,6 +111,7 @@ class Worker(Generic[OpenT, WorkT]):
             metrics: Takes the numbers.
             preparation: Returns what is to run before an Open, in a thread beside the compute
                 thread, because it may take long; None = nothing.
+            keeps_features: Whether all features can be read back, for `info`.
         """
         self.worker_id = secrets.token_hex(16)
         self.limits = limits
@@ -118,6 +120,7 @@ class Worker(Generic[OpenT, WorkT]):
         self._kv_capacity_tokens = engine.kv_capacity_tokens
         self._model = engine.info
         self._device = device
+        self._keeps_features = keeps_features
         self._version = version
         self._spans = spans
         self._metrics = metrics
@@ -226,6 +229,7 @@ class Worker(Generic[OpenT, WorkT]):
             draining=self.draining,
             row_costs=self.costs.points,
             session_ms=self.costs.session_ms,
+            keeps_features=self._keeps_features,
         )
 
     # --- streams ----------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ class WorkerInfo:
     draining: bool
     row_costs: tuple[RowCost, ...] = ()
     session_ms: float = 0.0
+    keeps_features: bool = False
 
 
 @dataclass(frozen=True, slots=True)

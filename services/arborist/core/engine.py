@@ -162,6 +162,11 @@ class TargetEngine(Protocol):
         """Returns KV positions reserved by sessions."""
         ...
 
+    @property
+    def keeps_features(self) -> bool:
+        """Returns whether every committed position's features can be read back."""
+        ...
+
     def prepare(self, request: TargetOpen) -> None:
         """Does what may take long before `open`, in any thread: compiles a schema.
 

@@ -138,6 +138,11 @@ class HfTargetEngine:
         """Returns KV positions reserved by sessions."""
         return self._pool.reserved
 
+    @property
+    def keeps_features(self) -> bool:
+        """Returns whether every committed position's features can be read back."""
+        return self._pool.keeps_features
+
     def prepare(self, request: TargetOpen) -> None:
         """Compiles the schema of a request, so that `open` finds it; any thread may call it.
 

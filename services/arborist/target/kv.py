@@ -202,6 +202,8 @@ class KvPool:
         self._device = device
         self._dtype = dtype
         self._retention = retention
+        self.keeps_features = retention == "all"
+        """Whether every committed position's features are kept."""
         self._sessions: dict[SessionKey, SessionKv] = {}
         # Elsewhere memory is taken when it is set aside, and capacity must mean what it says.
         self._slabs = SlabPool(layout.planes, dtype) if device.type == "cpu" else None

@@ -177,6 +177,7 @@ def target_worker(
         spans=spans or NullSpanSink(),
         metrics=metrics or NullWorkerMetrics(),
         preparation=preparation,
+        keeps_features=engine.keeps_features,
     )
 
 

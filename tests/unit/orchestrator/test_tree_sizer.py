@@ -35,6 +35,7 @@ class Server:
     rest_ms: float = 0.5
     says: float = 1.0
     num_sessions: int = 1
+    keeps_features: bool = True
 
     @property
     def costs(self) -> CostTable:
@@ -194,6 +195,7 @@ def test_without_costs_the_largest_tree_is_drafted() -> None:
     """As with a worker of an older version, or in process."""
 
     class Silent:
+        keeps_features = True
         costs = None
         num_sessions = 9
 
@@ -201,6 +203,33 @@ def test_without_costs_the_largest_tree_is_drafted() -> None:
 
     assert policy is not None
     assert policy.shape == LIMIT
+
+
+def test_where_a_draft_could_not_be_told_what_it_missed_it_never_rests() -> None:
+    """The target keeps no features: a rest would be for good."""
+    server = Server(STEEP, CHEAP, num_sessions=64, keeps_features=False)
+    sizer = TreeSizer(Experiences(), Eagle2Policy(LIMIT))
+    for number in range(200):
+        policy = sizer.next_policy(server, server.drafting)
+        assert policy is not None
+        assert policy.shape == LIMIT
+        sizer.observe(Round(number, 10, 1, 0, 0, end_ns=10**9))
+
+    assert not sizer.rests_at(server)
+
+
+def test_sessions_with_other_largest_trees_go_over_together() -> None:
+    """Each kind decides its sizes by its own count of rounds; whether to draft is one choice."""
+    server = Server(STEEP, CHEAP, num_sessions=16)
+    experiences, rng = Experiences(), random.Random(2)
+    limits = [LIMIT, TreeShape(2, 4, 8)]
+    sizers = [TreeSizer(experiences, Eagle2Policy(limits[at % 2])) for at in range(16)]
+
+    play(server, sizers, 0.3, 300, rng)
+    policies = [sizer.next_policy(server, server.drafting) for sizer in sizers]
+
+    assert experiences.of(server).rests
+    assert sum(one is None for one in policies) >= 15
 
 
 def test_a_failed_round_says_nothing_of_time() -> None:

@@ -202,7 +202,7 @@ class ModelInfo(_message.Message):
     def __init__(self, name: _Optional[str] = ..., digest: _Optional[str] = ..., vocab_size: _Optional[int] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., context_length: _Optional[int] = ..., num_parameters: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., embedding_digest: _Optional[str] = ...) -> None: ...
 
 class WorkerInfo(_message.Message):
-    __slots__ = ("worker_id", "version", "device", "model", "kv_capacity_tokens", "kv_reserved_tokens", "num_sessions", "num_queued_rows", "draining", "row_costs", "session_ms")
+    __slots__ = ("worker_id", "version", "device", "model", "kv_capacity_tokens", "kv_reserved_tokens", "num_sessions", "num_queued_rows", "draining", "row_costs", "session_ms", "keeps_features")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -214,6 +214,7 @@ class WorkerInfo(_message.Message):
     DRAINING_FIELD_NUMBER: _ClassVar[int]
     ROW_COSTS_FIELD_NUMBER: _ClassVar[int]
     SESSION_MS_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_FEATURES_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     version: str
     device: str
@@ -225,7 +226,8 @@ class WorkerInfo(_message.Message):
     draining: bool
     row_costs: _containers.RepeatedCompositeFieldContainer[RowCost]
     session_ms: float
-    def __init__(self, worker_id: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., kv_capacity_tokens: _Optional[int] = ..., kv_reserved_tokens: _Optional[int] = ..., num_sessions: _Optional[int] = ..., num_queued_rows: _Optional[int] = ..., draining: _Optional[bool] = ..., row_costs: _Optional[_Iterable[_Union[RowCost, _Mapping]]] = ..., session_ms: _Optional[float] = ...) -> None: ...
+    keeps_features: bool
+    def __init__(self, worker_id: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., model: _Optional[_Union[ModelInfo, _Mapping]] = ..., kv_capacity_tokens: _Optional[int] = ..., kv_reserved_tokens: _Optional[int] = ..., num_sessions: _Optional[int] = ..., num_queued_rows: _Optional[int] = ..., draining: _Optional[bool] = ..., row_costs: _Optional[_Iterable[_Union[RowCost, _Mapping]]] = ..., session_ms: _Optional[float] = ..., keeps_features: _Optional[bool] = ...) -> None: ...
 
 class RowCost(_message.Message):
     __slots__ = ("rows", "ms")

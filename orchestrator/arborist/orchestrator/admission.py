@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from arborist.core.errors import ResourceExhaustedError
 
@@ -77,6 +78,7 @@ class Admission:
         self._full_until_change = False
         self._timer: asyncio.TimerHandle | None = None
         self._mean_s = 1.0
+        self._num_moving = 0
         self.num_running = 0
 
     @property
@@ -120,12 +122,27 @@ class Admission:
         self._changed()
         return ticket
 
+    @contextmanager
+    def moving(self) -> Iterator[None]:
+        """Lets nobody start while the block runs.
+
+        In it a running request looks for another target: the room that others leave there is for
+        it, because it has delivered something already.
+        """
+        self._num_moving += 1
+        try:
+            yield
+        finally:
+            self._num_moving -= 1
+            self._pump()
+
     def observe(self, seconds: float) -> None:
         """Takes how long a request ran, for the advice when to come again."""
         self._mean_s += 0.1 * (seconds - self._mean_s)
 
     def _has_room(self) -> bool:
-        return not self._full_until_change and self.num_running < self._max_running
+        held = self._full_until_change or self._num_moving > 0
+        return not held and self.num_running < self._max_running
 
     def _retry_after_ms(self) -> int:
         return _bounded_ms(self._mean_s * (self.num_waiting + 1) / self._max_running)

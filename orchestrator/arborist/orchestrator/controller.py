@@ -268,6 +268,7 @@ class Controller:
                 model.name,
                 self._target_wait_s,
                 Placement.of(request.client_key, request.prompt_token_ids),
+                self._admission.moving,
             ),
             policy,
             limits=self._limits,

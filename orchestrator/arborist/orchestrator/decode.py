@@ -580,13 +580,22 @@ class Decoder:
 
     async def _live_target(self, timer: PhaseTimer) -> TargetLink:
         """Returns the target, rebuilding the session from the committed log if it was lost."""
+        if self._target is not None:
+            return self._target
+        with self._workers.moving():
+            return await self._rebuild(timer)
+
+    async def _rebuild(self, timer: PhaseTimer) -> TargetLink:
+        known = self._session.committed(0, self._session.committed_length - 1)
         while self._target is None:
             try:
-                known = self._session.committed(0, self._session.committed_length - 1)
                 self._target, _ = await self._open_target(known)
                 await self._prefill_target(self._target, known, timer, fresh=False)
             except _TARGET_LOST as error:
                 self._lose_target(error)
+            except ResourceExhaustedError as error:
+                # What was delivered stands, so it waits where a new request would step back.
+                await self._workers.wait_for_room(error)
         return self._target
 
     def _lose_target(self, error: ArboristError) -> None:

@@ -53,6 +53,7 @@ def draft_protocol() -> WorkerProtocol[draft_pb2.DraftCommand, DraftAnswer, Draf
         get_info=_get_info,
         worker_of=lambda info: info.info,
         release=draft_wire.release_command,
+        patient=False,
     )
 
 

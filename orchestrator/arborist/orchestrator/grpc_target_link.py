@@ -46,6 +46,7 @@ def target_protocol() -> WorkerProtocol[target_pb2.TargetCommand, TargetAnswer, 
         get_info=_get_info,
         worker_of=lambda info: info,
         release=target_wire.release_command,
+        patient=True,
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence, Sized
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from arborist.core.cost_table import CostTable
 from arborist.core.engine import DraftOpen, ModelInfo, TargetOpen
+from arborist.core.errors import ResourceExhaustedError
 from arborist.core.features import FeatureSpec
 from arborist.core.logprobs import TokenLogprobs
 from arborist.core.pool import Pool
@@ -333,4 +335,18 @@ class WorkerPool(Protocol):
 
     def draft(self) -> DraftLink | None:
         """Returns a live draft that fits the target, or None; never waits."""
+        ...
+
+    def moving(self) -> AbstractContextManager[None]:
+        """Begins no new session while the block runs, in which one moves to another target."""
+        ...
+
+    async def wait_for_room(self, error: ResourceExhaustedError) -> None:
+        """Returns when a session that moves may ask again whether a target has room.
+
+        Args:
+            error: What the target said.
+        Raises:
+            ResourceExhaustedError: Nothing that runs would make room.
+        """
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TypeVar
 
@@ -25,7 +26,7 @@ from arborist.core.engine import (
     Verify,
     VerifyResult,
 )
-from arborist.core.errors import ArboristError, SessionFailedError
+from arborist.core.errors import ArboristError, ResourceExhaustedError, SessionFailedError
 from arborist.core.features import FeatureSpec
 from arborist.core.pool import Pool
 from arborist.core.stamp import Stamp
@@ -285,6 +286,14 @@ class FixedWorkers:
     def draft(self) -> DraftLink | None:
         """Returns the draft."""
         return self._draft
+
+    def moving(self) -> AbstractContextManager[None]:
+        """Does nothing: there is no other target to move to."""
+        return nullcontext()
+
+    async def wait_for_room(self, error: ResourceExhaustedError) -> None:
+        """Raises what the target said: nothing else runs here that would make room."""
+        raise error
 
 
 def _ms_since(started: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -52,6 +52,23 @@ class StreamWire(Generic[CommandT, AnswerT]):
     read_frame: Callable[[Any], Attached | list[Reply[AnswerT]]]
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """What becomes of a command whose deadline passed while its worker is at work.
+
+    A deadline comes from times seen so far. On a worker that many sessions reach at once, or on a
+    machine that is busy with something else, everything takes longer than that: to give such a
+    worker up would only add the prompts of all its sessions to what it has to do.
+
+    Attributes:
+        is_alive: Asks the worker for a sign of life; used when it sent no frame either.
+        max_extensions: How often a command gets its time again.
+    """
+
+    is_alive: Callable[[], Awaitable[bool]]
+    max_extensions: int
+
+
 @dataclass(slots=True)
 class _Asked(Generic[AnswerT]):
     """A command whose caller waits."""
@@ -61,6 +78,7 @@ class _Asked(Generic[AnswerT]):
     expires_s: float
     frames_before: int
     parts: list[Reply[AnswerT]] = field(default_factory=list)
+    num_extensions: int = 0
 
 
 class CommandStream(Generic[CommandT, AnswerT]):
@@ -77,6 +95,7 @@ class CommandStream(Generic[CommandT, AnswerT]):
         wire: StreamWire[CommandT, AnswerT],
         call: grpc.aio.StreamStreamCall[Any, Any],
         attached: Attached,
+        patience: Patience | None = None,
     ) -> None:
         """Starts reader and writer.
 
@@ -84,8 +103,11 @@ class CommandStream(Generic[CommandT, AnswerT]):
             wire: Protocol of the worker.
             call: The call, attached.
             attached: The worker's answer.
+            patience: With a worker that is late but alive; None = a deadline is final.
         """
         self._wire = wire
+        self._patience = patience
+        self._probe: asyncio.Task[None] | None = None
         self._call = call
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1)
@@ -111,7 +133,8 @@ class CommandStream(Generic[CommandT, AnswerT]):
 
         Args:
             build: Makes the message from its command id.
-            deadline_s: Seconds the worker has; a result after that is dropped and counted.
+            deadline_s: Seconds the worker has, and again while it shows that it is at work, as far
+                as patience goes; a result after that is dropped and counted.
         Returns:
             The parts of the answer in order, at least one; only the last may hold an error.
         Raises:
@@ -188,9 +211,10 @@ class CommandStream(Generic[CommandT, AnswerT]):
     async def aclose(self) -> None:
         """Ends the stream; whoever still waits gets UnavailableError."""
         self._fail(f"the {self._wire.kind} worker was disconnected")
-        for task in self._tasks:
+        tasks = [*self._tasks, *([] if self._probe is None else [self._probe])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # ---- out -------------------------------------------------------------------------------
 
@@ -250,17 +274,48 @@ class CommandStream(Generic[CommandT, AnswerT]):
             asked.answer.set_result(asked.parts)
 
     def _expire(self) -> None:
-        """Fails what is overdue; one timer for all commands is cheaper than one for each."""
+        """Looks after what is overdue; one timer for all commands is cheaper than one for each."""
         self._sweep = self._loop.call_later(_SWEEP_S, self._expire) if self._asked else None
+        doubtful = False
+        for asked in self._overdue():
+            if self._patience is None or asked.num_extensions >= self._patience.max_extensions:
+                self._give_up(asked)
+            elif asked.frames_before != self._num_frames:
+                self._extend(asked)
+            else:
+                doubtful = True
+        if doubtful and self._patience is not None and self._probe is None:
+            probing = self._ask_for_life(self._patience)
+            self._probe = self._loop.create_task(probing, name=f"{self._wire.kind}-probe")
+
+    def _overdue(self) -> list[_Asked[AnswerT]]:
         now_s = self._loop.time()
-        for asked in self._asked.values():
-            if asked.expires_s > now_s or asked.answer.done():
-                continue
-            self.silent = self.silent or self._num_frames == asked.frames_before
-            kind, limit_ms = self._wire.kind, round(asked.deadline_s * 1e3)
-            asked.answer.set_exception(
-                DeadlineError(f"the {kind} worker did not answer within {limit_ms} ms")
-            )
+        waiting = self._asked.values()
+        return [one for one in waiting if one.expires_s <= now_s and not one.answer.done()]
+
+    async def _ask_for_life(self, patience: Patience) -> None:
+        """Decides over what is overdue at a worker that says nothing."""
+        try:
+            alive = await patience.is_alive()
+            for asked in self._overdue():
+                if alive and asked.num_extensions < patience.max_extensions:
+                    self._extend(asked)
+                else:
+                    self._give_up(asked)
+        finally:
+            self._probe = None
+
+    def _extend(self, asked: _Asked[AnswerT]) -> None:
+        asked.num_extensions += 1
+        asked.frames_before = self._num_frames
+        asked.expires_s = self._loop.time() + asked.deadline_s
+
+    def _give_up(self, asked: _Asked[AnswerT]) -> None:
+        self.silent = self.silent or self._num_frames == asked.frames_before
+        kind, limit_s = self._wire.kind, asked.deadline_s * (1 + asked.num_extensions)
+        asked.answer.set_exception(
+            DeadlineError(f"the {kind} worker did not answer within {round(limit_s * 1e3)} ms")
+        )
 
     def _fail(self, reason: str) -> None:
         if self._failure is not None:
@@ -283,6 +338,7 @@ async def open_stream(
     channel: grpc.aio.Channel,
     attach: Attach,
     timeout_s: float,
+    patience: Patience | None = None,
 ) -> CommandStream[CommandT, AnswerT]:
     """Connects and attaches.
 
@@ -291,6 +347,7 @@ async def open_stream(
         channel: Used by this stream alone, so that lanes never share a connection.
         attach: First message.
         timeout_s: Seconds until the worker must have answered.
+        patience: With a worker that is late but alive; None = a deadline is final.
     Returns:
         The stream, ready for commands.
     Raises:
@@ -313,7 +370,7 @@ async def open_stream(
                 f"the {wire.kind} worker speaks protocol {attached.protocol_version}, "
                 f"this controller {PROTOCOL_VERSION}"
             )
-        return CommandStream(wire, call, attached)
+        return CommandStream(wire, call, attached, patience)
     except TimeoutError:
         call.cancel()
         raise UnavailableError(f"the {wire.kind} worker did not answer Attach") from None

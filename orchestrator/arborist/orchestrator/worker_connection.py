@@ -21,7 +21,13 @@ from arborist.common.server import MAX_INTERNAL_MESSAGE_BYTES, channel_options
 from arborist.common.worker_info import WorkerInfo
 from arborist.core.cost_table import CostTable
 from arborist.core.errors import ArboristError, MismatchError, UnavailableError
-from arborist.orchestrator.stream import BuildCommand, CommandStream, StreamWire, open_stream
+from arborist.orchestrator.stream import (
+    BuildCommand,
+    CommandStream,
+    Patience,
+    StreamWire,
+    open_stream,
+)
 
 CommandT = TypeVar("CommandT")
 AnswerT = TypeVar("AnswerT")
@@ -44,12 +50,17 @@ class ConnectionSettings:
         backoff_first_s: Pause before the first new try; doubles with every failure, jittered.
         backoff_max_s: Longest pause.
         refresh_s: Between two looks at load and draining.
+        probe_timeout_s: Until a worker that is late with a command must have answered GetInfo.
+        max_extensions: How often a command gets its time again at a worker that is late but
+            alive, where the protocol is patient.
     """
 
     connect_timeout_s: float = 5.0
     backoff_first_s: float = 0.05
     backoff_max_s: float = 2.0
     refresh_s: float = 2.0
+    probe_timeout_s: float = 2.0
+    max_extensions: int = 15
 
     def channel_options(self, lane: StreamLane) -> list[tuple[str, int | str]]:
         """Returns gRPC options of a lane's own channel."""
@@ -74,12 +85,15 @@ class WorkerProtocol(Generic[CommandT, AnswerT, InfoT]):
         get_info: Asks what a worker holds, within a timeout in seconds.
         worker_of: The part of the answer both kinds have.
         release: Message that frees a session: (command_id, session_id).
+        patient: Whether a deadline may pass while the worker is at work: nothing goes on without a
+            target, and all its sessions would begin anew; without a draft a round just goes on.
     """
 
     wire: StreamWire[CommandT, AnswerT]
     get_info: Callable[[grpc.aio.Channel, float], Awaitable[InfoT]]
     worker_of: Callable[[InfoT], WorkerInfo]
     release: Callable[[int, str], CommandT]
+    patient: bool
 
 
 class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
@@ -218,12 +232,16 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
             pause_s = min(2 * pause_s, self._settings.backoff_max_s)
 
     async def _attach(self) -> None:
-        info = await self._ask_info()
+        info = await self._ask_info(self._settings.connect_timeout_s)
         worker = self._protocol.worker_of(info)
         for lane in StreamLane:
             attach = self._attach_message(lane, worker)
             self._streams[lane] = await open_stream(
-                self._protocol.wire, self._channel(lane), attach, self._settings.connect_timeout_s
+                self._protocol.wire,
+                self._channel(lane),
+                attach,
+                self._settings.connect_timeout_s,
+                self._patience(),
             )
         ids = {stream.attached.worker_id for stream in self._streams.values()}
         if ids != {worker.worker_id}:
@@ -248,7 +266,7 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
             if done:
                 return
             try:
-                self._take_info(await self._ask_info())
+                self._take_info(await self._ask_info(self._settings.connect_timeout_s))
             except ArboristError:
                 for stream in self._streams.values():
                     stream.silent = True
@@ -256,6 +274,18 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
                 for stream in self._streams.values():
                     stream.silent = False
             self._on_change()
+
+    def _patience(self) -> Patience | None:
+        if not self._protocol.patient:
+            return None
+        return Patience(self._is_alive, self._settings.max_extensions)
+
+    async def _is_alive(self) -> bool:
+        try:
+            self._take_info(await self._ask_info(self._settings.probe_timeout_s))
+        except (ArboristError, grpc.aio.UsageError):  # The latter: the channel is closed.
+            return False
+        return True
 
     async def _detach(self) -> None:
         streams = list(self._streams.values())
@@ -266,8 +296,7 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
         if streams:
             self._on_change()
 
-    async def _ask_info(self) -> InfoT:
-        timeout_s = self._settings.connect_timeout_s
+    async def _ask_info(self, timeout_s: float) -> InfoT:
         try:
             return await self._protocol.get_info(self._channel(StreamLane.ROUND), timeout_s)
         except grpc.aio.AioRpcError as error:

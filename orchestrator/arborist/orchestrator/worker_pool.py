@@ -5,10 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from arborist.core.engine import ModelInfo
-from arborist.core.errors import ArboristError, MismatchError, UnavailableError
+from arborist.core.errors import (
+    ArboristError,
+    MismatchError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 from arborist.orchestrator.directory import WorkerDirectory
 from arborist.orchestrator.grpc_draft_link import GrpcDraftLink, draft_protocol
 from arborist.orchestrator.grpc_target_link import GrpcTargetLink, target_protocol
@@ -25,6 +31,10 @@ _log = logging.getLogger(__name__)
 
 # A worker that does not say in this time what it knows is taken to know nothing.
 _FIND_TIMEOUT_S = 0.1
+# How often a session that moves asks full targets again, and how often in vain while none of our
+# sessions is there.
+_ROOM_PERIOD_S = 0.1
+_MAX_TRIES_ALONE = 50
 
 CommandT = TypeVar("CommandT")
 AnswerT = TypeVar("AnswerT")
@@ -243,6 +253,7 @@ class SessionWorkers:
         model: str,
         wait_s: float,
         placement: Placement | None = None,
+        moving: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Prepares.
 
@@ -251,7 +262,10 @@ class SessionWorkers:
             model: Served name.
             wait_s: Longest wait for a target that is away, in seconds.
             placement: Orders the workers; None = by load alone.
+            moving: Begins no new session while its block runs.
         """
+        self._moving = moving
+        self._tries_alone = 0
         self._placement = placement
         self._pool = pool
         self._model = model
@@ -288,6 +302,22 @@ class SessionWorkers:
             # The same one as long as it lives: its features were asked for at the target.
             self._draft = self._placed(drafts)[0] if drafts else None
         return self._draft
+
+    def moving(self) -> AbstractContextManager[None]:
+        """Begins no new session while the block runs."""
+        return self._moving()
+
+    async def wait_for_room(self, error: ResourceExhaustedError) -> None:
+        """Waits a moment for sessions of ours to end; as often as there are any.
+
+        Raises:
+            ResourceExhaustedError: None of ours has been at a target for a while.
+        """
+        others = any(link.sessions for link in self._candidates())
+        self._tries_alone = 0 if others else self._tries_alone + 1
+        if self._tries_alone > _MAX_TRIES_ALONE:
+            raise error
+        await asyncio.sleep(_ROOM_PERIOD_S)
 
     async def _knowing_first(self, links: list[GrpcTargetLink]) -> list[GrpcTargetLink]:
         """Orders targets by what they know of the prompt, asking them if there is a choice."""

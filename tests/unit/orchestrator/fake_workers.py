@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,7 +16,12 @@ import numpy as np
 from arborist.core.accept import accept
 from arborist.core.cost_table import CostTable
 from arborist.core.engine import DraftOpen, ModelInfo, TargetOpen
-from arborist.core.errors import StaleStampError, UnavailableError, UnknownSessionError
+from arborist.core.errors import (
+    ResourceExhaustedError,
+    StaleStampError,
+    UnavailableError,
+    UnknownSessionError,
+)
 from arborist.core.features import FeatureSpec
 from arborist.core.logprobs import TokenLogprobs
 from arborist.core.pool import Pool, PoolLevel
@@ -480,6 +486,7 @@ class FakeWorkers:
     def __init__(self, targets: list[FakeTarget], draft: FakeDraft | None) -> None:
         self.targets = targets
         self.live_draft = draft
+        self.waits_for_room = 0
 
     async def target(
         self, avoid: TargetLink | None = None, full: Collection[TargetLink] = ()
@@ -491,3 +498,12 @@ class FakeWorkers:
     def draft(self) -> DraftLink | None:
         """Returns the draft."""
         return self.live_draft
+
+    def moving(self) -> AbstractContextManager[None]:
+        """Nobody else begins anything here."""
+        return nullcontext()
+
+    async def wait_for_room(self, error: ResourceExhaustedError) -> None:
+        """Lets whatever else runs go on."""
+        self.waits_for_room += 1
+        await asyncio.sleep(0)

@@ -35,7 +35,10 @@ from arborist.v1 import target_pb2 as pb
 REQUEST = TargetOpen(SamplingParams(), None, 64, 8)
 STAMP = Stamp(1, 1, 0)
 TREE = VerifyTree([4, 5, 6], [0, 1, 0], [], [])
-SETTINGS = ConnectionSettings(connect_timeout_s=5.0, backoff_first_s=0.02, refresh_s=0.1)
+# Deadlines are final, except where a test is about patience.
+SETTINGS = ConnectionSettings(
+    connect_timeout_s=5.0, backoff_first_s=0.02, refresh_s=0.1, max_extensions=0
+)
 
 
 async def until(condition, timeout_s=10.0):
@@ -133,16 +136,54 @@ async def test_a_worker_that_says_nothing_is_avoided_until_it_speaks():
         await release.wait()
         return [opened(command)]
 
-    servicer = ScriptedTarget(answer, silent_info=True)
-    servicer.silent_info = False
-    settings = ConnectionSettings(connect_timeout_s=0.2, backoff_first_s=0.02, refresh_s=30.0)
+    servicer = ScriptedTarget(answer)
+    settings = ConnectionSettings(backoff_first_s=0.02, refresh_s=30.0, probe_timeout_s=0.05)
     async with connected(servicer, settings) as link:
-        with pytest.raises(DeadlineError):
+        servicer.silent_info = True
+        with pytest.raises(DeadlineError, match="50 ms"):
             await link.open("s", 1, REQUEST, 0.05)
         assert link.connection.attached
         assert not link.connection.usable
         release.set()
         await until(lambda: link.connection.usable)
+
+
+async def test_a_worker_that_is_late_but_alive_keeps_its_sessions():
+    """A deadline that passes while the worker answers GetInfo, or others, gives it time again."""
+    release = asyncio.Event()
+
+    async def answer(command):
+        if command.session_id == "slow":
+            await release.wait()
+        return [opened(command)]
+
+    settings = ConnectionSettings(backoff_first_s=0.02, max_extensions=1000)
+    async with connected(ScriptedTarget(answer), settings) as link:
+        slow = asyncio.create_task(link.open("slow", 1, REQUEST, 0.02))
+        await asyncio.sleep(0.2)
+        assert link.connection.usable
+        for number in range(10):
+            await link.open(f"quick-{number}", 1, REQUEST, 5.0)
+            await asyncio.sleep(0.02)
+        assert not slow.done()
+        release.set()
+        assert await slow == 0
+        assert link.connection.num_late == 0
+
+
+async def test_patience_with_an_answer_that_never_comes_ends():
+    """A command that is never answered fails after its extensions, however alive the worker is."""
+
+    async def answer(command):
+        if command.session_id == "never":
+            await asyncio.sleep(60)
+        return [opened(command)]
+
+    settings = ConnectionSettings(backoff_first_s=0.02, max_extensions=3)
+    async with connected(ScriptedTarget(answer), settings) as link:
+        with pytest.raises(DeadlineError, match="200 ms"):
+            await link.open("never", 1, REQUEST, 0.05)
+        await link.open("next", 1, REQUEST, 5.0)
 
 
 async def test_a_lost_stream_fails_what_is_pending_and_comes_back():

@@ -19,7 +19,7 @@ from arborist.orchestrator.directory import WorkerAddresses
 from arborist.orchestrator.worker_connection import ConnectionSettings
 from arborist.orchestrator.worker_pool import GrpcWorkerPool
 
-SETTINGS = ConnectionSettings(backoff_first_s=0.02)
+SETTINGS = ConnectionSettings(backoff_first_s=0.02, max_extensions=0)
 
 
 @dataclass

@@ -178,13 +178,18 @@ class Controller:
         served: dict[str, ServedModel] = {}
         for target in self.workers.present_targets:
             info = target.info
+            held = info.context_length
+            capacity = self._kv_capacity(info.name)
+            if capacity:
+                # A session reserves its longest length, a tree and the root.
+                held = max(min(held, capacity - self._policies.num_draft_tokens - 1), 1)
             if info.name not in served:
                 created_s = self._created_s.setdefault(
                     info.name, self._clock.now_ns() // 1_000_000_000
                 )
                 served[info.name] = ServedModel(
                     id=info.name,
-                    context_length=info.context_length,
+                    context_length=held,
                     vocab_size=info.vocab_size,
                     eos_token_ids=info.eos_token_ids,
                     created_s=created_s,
@@ -214,8 +219,8 @@ class Controller:
             raise UnavailableError("the server stops", retry_after_ms=1000)
         arrived_ns = self._clock.now_ns()
         model = self._choose(request.model)
-        _check(request, model)
         policy = self._policies.choose(request.speculation)
+        _check(request, model, policy, self._kv_capacity(model.name))
         ticket = self._admission.enter(request.client_key)
         sampling = request.sampling
         if sampling.greedy:
@@ -307,6 +312,11 @@ class Controller:
             f"model is not served: must be one of {known}", metadata={"field": "model"}
         )
 
+    def _kv_capacity(self, name: str) -> int:
+        """Returns the KV positions of the roomiest target of a model; 0 when none is there."""
+        targets = self.workers.present_targets
+        return max((one.kv_capacity_tokens for one in targets if one.info.name == name), default=0)
+
     async def _log_status(self) -> None:
         while True:
             await asyncio.sleep(self._config.controller.status_period_s)
@@ -315,18 +325,28 @@ class Controller:
                 _log.info(line)
 
 
-def _check(request: GenerationRequest, model: ModelInfo) -> None:
+def _check(
+    request: GenerationRequest, model: ModelInfo, policy: Policy | None, kv_capacity_tokens: int
+) -> None:
     """Refuses what would only fail at the target; the API's validator says it in more detail."""
     prompt_tokens = len(request.prompt_token_ids)
     if prompt_tokens < 1:
         raise InvalidArgumentError("prompt", "0 tokens", "at least 1 token")
     if request.max_tokens < 1:
         raise InvalidArgumentError("max_tokens", request.max_tokens, "at least 1")
-    if prompt_tokens + request.max_tokens > model.context_length:
+    total = prompt_tokens + request.max_tokens
+    if total > model.context_length:
         raise InvalidArgumentError(
             "prompt + max_tokens",
-            f"{prompt_tokens + request.max_tokens} tokens",
+            f"{total} tokens",
             f"at most {model.context_length} tokens, the context of {model.name}",
+        )
+    nodes = 0 if policy is None else policy.shape.num_draft_tokens
+    if kv_capacity_tokens and total + nodes + 1 > kv_capacity_tokens:
+        raise InvalidArgumentError(
+            "prompt + max_tokens",
+            f"{total} tokens, with trees of {nodes}",
+            f"at most {max(kv_capacity_tokens - nodes - 1, 0)} tokens, the KV of {model.name}",
         )
 
 

@@ -246,7 +246,8 @@ class ServedModel:
 
     Attributes:
         id: Name to put into a request.
-        context_length: Longest prompt + output, in tokens.
+        context_length: Longest prompt + output, in tokens: the model's context, or what a target's
+            KV holds if that is less.
         vocab_size: Number of token ids.
         eos_token_ids: Tokens that end an output.
         created_s: Unix time the model became ready, in seconds.

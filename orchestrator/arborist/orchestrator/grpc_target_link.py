@@ -95,6 +95,12 @@ class GrpcTargetLink:
         return "" if info is None else info.worker_id
 
     @property
+    def kv_capacity_tokens(self) -> int:
+        """Returns the KV positions of all its sessions; 0 before it ever answered."""
+        info = self.connection.info
+        return 0 if info is None else info.kv_capacity_tokens
+
+    @property
     def num_sessions(self) -> int:
         """Returns the sessions open here, as far as this controller knows."""
         return len(self.sessions)

@@ -29,7 +29,8 @@ class PolicyChoice:
         self._paths = (
             TreePaths.eagle1() if config.tree_file is None else read_tree_file(config.tree_file)
         )
-        self.choose(SpeculationOptions())
+        default = self.choose(SpeculationOptions())
+        self.num_draft_tokens = 0 if default is None else default.shape.num_draft_tokens
 
     def choose(self, asked: SpeculationOptions) -> Policy | None:
         """Returns the request's policy, or None for plain decoding.

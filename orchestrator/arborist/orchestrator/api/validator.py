@@ -48,6 +48,7 @@ class RequestLimits:
         max_stop_bytes: Longest stop string, in UTF-8 bytes.
         max_n: Most outputs of one prompt.
         max_prompts: Most prompts of one request.
+        max_outputs: Most outputs of one request: more would never be admitted together.
         max_schema_bytes: Longest JSON schema, in UTF-8 bytes.
         max_schema_depth: Deepest nesting of a JSON schema, in brackets.
         max_depth: Most levels of a tree.
@@ -62,6 +63,7 @@ class RequestLimits:
     max_stop_bytes: int = 64
     max_n: int = 4
     max_prompts: int = 32
+    max_outputs: int = 320
     max_schema_bytes: int = MAX_SCHEMA_BYTES
     max_schema_depth: int = 64
     max_depth: int = MAX_DEPTH
@@ -81,6 +83,7 @@ class RequestLimits:
             max_stop_bytes=controller.max_stop_bytes,
             max_n=controller.max_n,
             max_prompts=controller.max_prompts,
+            max_outputs=_most_admitted(controller),
             max_schema_bytes=controller.max_schema_bytes,
             max_schema_depth=controller.max_schema_depth,
             max_depth=speculation.max_depth,
@@ -183,6 +186,9 @@ class Validator:
             1 <= num_prompts <= most, "prompt", f"{num_prompts} prompts", f"1 to {most} prompts"
         )
         _require(1 <= n <= self._limits.max_n, "n", n, f"an integer in [1, {self._limits.max_n}]")
+        count = self._limits.max_outputs
+        each = n if num_prompts == 1 else f"{n} of each of {num_prompts} prompts"
+        _require(n * num_prompts <= count, "n", each, f"at most {count} outputs in all")
 
     def _prompt_ids(self, prompt: Prompt | None, model: ServedModel) -> list[int]:
         if prompt is None:
@@ -292,6 +298,12 @@ class Validator:
                     value,
                     f"an integer in [1, {largest}]",
                 )
+
+
+def _most_admitted(controller: ControllerConfig) -> int:
+    """Returns the most outputs that can run and wait together for one client."""
+    together = controller.max_sessions + controller.max_queued_requests
+    return min(together, controller.max_requests_per_key or together)
 
 
 def choose_model(name: str, models: Sequence[ServedModel]) -> ServedModel:

@@ -224,7 +224,6 @@ async def _run(config: ArboristConfig, asked: list[Stream]) -> list[list[int]]:
         got = await asyncio.gather(*(run(*one) for one in enumerate(asked)))
         controller = server.controller
         await until(lambda: controller.load() == (0, 0))
-        links = [*controller.workers.targets, *controller.workers.drafts]
-        assert len(links) == 2
-        await until(lambda: not any(link.sessions for link in links))
+        (target,), (draft,) = controller.workers.targets, controller.workers.drafts
+        await until(lambda: not target.sessions and not draft.sessions)
         return got

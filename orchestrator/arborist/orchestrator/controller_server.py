@@ -61,6 +61,7 @@ class ControllerServer:
             [SERVICE_NAME],
             max_message_bytes=config.controller.max_request_bytes,
             interceptors=[KeyInterceptor(self._doorkeeper)] if self._doorkeeper.asks else (),
+            max_metadata_bytes=config.controller.max_metadata_bytes,
             setting="controller.grpc_port",
         )
         self._completions: Completions | None = None
@@ -99,7 +100,10 @@ class ControllerServer:
         limits = RequestLimits.from_config(settings, self._config.speculation)
         self._completions = Completions(self.controller, tokenizer, limits)
         servicer = GenerationServicer(
-            self._completions, settings.client_timeout_s, self._doorkeeper
+            self._completions,
+            settings.client_timeout_s,
+            self._doorkeeper,
+            settings.max_metadata_bytes,
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, self._rpc.grpc_server)
         self.address = await self._rpc.start(settings.grpc_host, settings.grpc_port)

@@ -384,6 +384,13 @@ class ControllerConfig(Section):
         le=1 << 28,
         description="Longest HTTP body or public gRPC message, in bytes; more is not read.",
     )
+    max_metadata_bytes: int = Field(
+        default=8192,
+        ge=1024,
+        le=1 << 20,
+        description="Longest HTTP headers or gRPC metadata of a request, names and values, in "
+        "bytes.",
+    )
     client_timeout_s: float = Field(
         default=60.0,
         gt=0,

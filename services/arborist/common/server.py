@@ -19,6 +19,7 @@ MAX_INTERNAL_MESSAGE_BYTES = 16 * 1024 * 1024
 
 _KEEPALIVE_TIME_MS = 2_000
 _KEEPALIVE_TIMEOUT_MS = 2_000
+_METADATA_FACTOR = 4
 # What may be under way on a stream unread: 16 parts of features, at 1 ms both ways 4 GB/s.
 _WINDOW_BYTES = 4 * 1024 * 1024
 
@@ -48,15 +49,29 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, int | str]]:
     ]
 
 
-def server_options(max_message_bytes: int) -> list[tuple[str, int | str]]:
-    """Returns the options of a server; see `channel_options`."""
-    return [
+def server_options(
+    max_message_bytes: int, max_metadata_bytes: int | None = None
+) -> list[tuple[str, int | str]]:
+    """Returns the options of a server; see `channel_options`.
+
+    Args:
+        max_message_bytes: Longest message, either way.
+        max_metadata_bytes: Longest metadata that its services accept; None = gRPC's default.
+    """
+    options = [
         *channel_options(max_message_bytes),
         # A client's pings at our own pace are no offence.
         ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_TIME_MS // 2),
         # Otherwise a second server takes half of the connections without a word.
         ("grpc.so_reuseport", 0),
     ]
+    if max_metadata_bytes is not None:
+        # gRPC counts more for an entry than its name and value, and from its soft limit on refuses
+        # at random: so it only bounds what is read, and the service says what is too long.
+        read_bytes = _METADATA_FACTOR * max_metadata_bytes
+        options.append(("grpc.max_metadata_size", read_bytes))
+        options.append(("grpc.absolute_max_metadata_size", read_bytes))
+    return options
 
 
 class RpcServer:
@@ -67,6 +82,7 @@ class RpcServer:
         service_names: Sequence[str],
         *,
         max_message_bytes: int = MAX_INTERNAL_MESSAGE_BYTES,
+        max_metadata_bytes: int | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         reflect: bool = True,
         setting: str = "port",
@@ -76,12 +92,14 @@ class RpcServer:
         Args:
             service_names: Full names of the services it will have, for health and reflection.
             max_message_bytes: Longest message, either way.
+            max_metadata_bytes: Longest metadata that its services accept; None = gRPC's default.
             interceptors: For every call.
             reflect: Whether to offer reflection.
             setting: Name of the setting that holds the port, for the error text.
         """
         self.grpc_server = grpc.aio.server(
-            options=server_options(max_message_bytes), interceptors=tuple(interceptors)
+            options=server_options(max_message_bytes, max_metadata_bytes),
+            interceptors=tuple(interceptors),
         )
         self._service_names = tuple(service_names)
         self._setting = setting

@@ -16,6 +16,7 @@ from arborist.core.errors import ArboristError, DeadlineError
 from arborist.orchestrator.api.completions import Completions
 from arborist.orchestrator.api.doorkeeper import Doorkeeper
 from arborist.orchestrator.api.generation_wire import read_request, write_event, write_models
+from arborist.orchestrator.api.metadata_size import MAX_METADATA_BYTES, check_metadata
 from arborist.v1 import generation_pb2 as pb
 from arborist.v1 import generation_pb2_grpc as pb_grpc
 
@@ -30,6 +31,7 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         completions: Completions,
         client_timeout_s: float = 60.0,
         doorkeeper: Doorkeeper | None = None,
+        max_metadata_bytes: int = MAX_METADATA_BYTES,
     ) -> None:
         """Prepares the service.
 
@@ -38,7 +40,9 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
             client_timeout_s: Longest wait for a client that does not read, in seconds.
             doorkeeper: Who may come in; None = everybody. `KeyInterceptor` keeps the others out;
                 here it says whose a request is.
+            max_metadata_bytes: Longest metadata, names and values together.
         """
+        self._max_metadata_bytes = max_metadata_bytes
         self._completions = completions
         self._client_timeout_s = client_timeout_s
         self._doorkeeper = doorkeeper or Doorkeeper()
@@ -78,7 +82,9 @@ class GenerationServicer(pb_grpc.GenerationServiceServicer):
         message: pb.GenerateRequest,
         context: grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse],
     ) -> None:
-        key = self._doorkeeper.admit(context.invocation_metadata() or (), context.peer())
+        metadata = context.invocation_metadata() or ()
+        check_metadata(metadata, self._max_metadata_bytes)
+        key = self._doorkeeper.admit(metadata, context.peer())
         asked = dataclasses.replace(read_request(message, _traceparent(context)), client_key=key)
         request = await self._completions.validate(asked)
         _, events = self._completions.start(request)

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from arborist.core.errors import RequestTooLargeError
+from arborist.orchestrator.api.metadata_size import check_metadata
 from arborist.orchestrator.api.openai.http_limits import HttpLimits
 
 
@@ -22,10 +23,12 @@ async def read_body(scope: Scope, receive: Receive, limits: HttpLimits) -> bytes
         receive: Gives its messages.
         limits: How long it may be, and take.
     Raises:
-        RequestTooLargeError: The body is longer, or says that it will be: then nothing is read.
+        RequestTooLargeError: The headers are too long, or the body is, or says that it will be:
+            then nothing is read.
         HTTPException: 408, it did not arrive in time.
         ClientDisconnect: The client left.
     """
+    check_metadata(scope["headers"], limits.max_metadata_bytes)
     max_bytes = limits.max_request_bytes
     announced = Headers(scope=scope).get("content-length", "")
     if announced.isdecimal():

@@ -46,6 +46,7 @@ class ScriptedTarget(pb_grpc.TargetServiceServicer):
     draining: bool = False
     silent_info: bool = False
     known_tokens: int | None = 0
+    kv_capacity_tokens: int = 4096
     frames: dict[StreamLane, list[list[pb.TargetCommand]]] = field(default_factory=dict)
     peers: dict[StreamLane, str] = field(default_factory=dict)
     attaches: int = 0
@@ -55,7 +56,8 @@ class ScriptedTarget(pb_grpc.TargetServiceServicer):
         """Says what it holds."""
         if self.silent_info:
             await asyncio.sleep(60)
-        info = WorkerInfo(self.worker_id, "0", "cpu", MODEL, 4096, 0, 0, 0, self.draining)
+        capacity = self.kv_capacity_tokens
+        info = WorkerInfo(self.worker_id, "0", "cpu", MODEL, capacity, 0, 0, 0, self.draining)
         return pb.TargetServiceGetInfoResponse(info=wire.worker_info_to_pb(info))
 
     async def FindPrefix(self, request, context):  # noqa: N802 - protobuf's name

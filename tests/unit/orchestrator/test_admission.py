@@ -88,6 +88,21 @@ async def test_who_steps_back_is_next_and_nobody_overtakes():
     assert admission.num_running == 2
 
 
+async def test_nobody_starts_while_another_moves():
+    """The room that ends leave at the targets is for a session that has to move there."""
+    admission, _ = make(max_running=3, max_waiting=5)
+    running, moved = admission.enter(), admission.enter()
+    with admission.moving():
+        with admission.moving():
+            new = asyncio.create_task(admission.enter().turn())
+            running.leave()
+        await asyncio.sleep(0.01)
+        assert not new.done()
+    await new
+    moved.leave()
+    assert (admission.num_running, admission.num_waiting) == (1, 0)
+
+
 async def test_who_does_not_fit_even_alone_is_refused_in_the_end(monkeypatch):
     """Without any other session of ours to wait for, tries are bounded."""
     monkeypatch.setattr(admission_module, "_ROOM_PERIOD_S", 0.001)

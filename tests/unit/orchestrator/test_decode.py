@@ -274,6 +274,25 @@ async def test_a_target_lost_at_any_moment_changes_no_token(draft_type, error):
             assert not draft.sessions
 
 
+async def test_a_session_that_moves_waits_until_a_target_has_room():
+    """What it delivered stands: it asks full targets again, where a new request would step back."""
+    seen: list[str] = []
+
+    async def hook(command: str) -> None:
+        seen.append(command)
+        if seen.count("target.verify") == 3 and command == "target.verify":
+            raise UnavailableError("planned")
+        if command == "target.open" and 3 <= seen.count("target.open") <= 6:
+            raise ResourceExhaustedError("planned")
+
+    workers = FakeWorkers([FakeTarget(hook), FakeTarget(hook)], FakeDraft(0.8))
+    decoder, session = make_decoder(workers)
+    await decode(decoder)
+    assert session.output == EXPECTED
+    assert workers.waits_for_room == 4
+    assert not any(one.sessions for one in workers.targets)
+
+
 async def test_a_rebuilt_session_keeps_prompt_and_output_apart():
     """With penalties, min_tokens and log-probs, wherever the target is lost."""
     params = SamplingParams(presence_penalty=0.5, min_tokens=20)

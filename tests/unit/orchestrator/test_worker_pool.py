@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,11 +15,13 @@ from tests.unit.orchestrator.test_worker_connection import REQUEST, until
 from arborist.common.config import parse_config
 from arborist.common.serving_metrics import ServingMetrics
 from arborist.common.telemetry import SpanRecorder
-from arborist.core.errors import DeadlineError
+from arborist.core.errors import DeadlineError, InvalidArgumentError, ResourceExhaustedError
+from arborist.orchestrator import worker_pool as worker_pool_module
 from arborist.orchestrator.controller import Controller
 from arborist.orchestrator.directory import WorkerAddresses
+from arborist.orchestrator.generation import GenerationRequest, SpeculationOptions
 from arborist.orchestrator.worker_connection import ConnectionSettings
-from arborist.orchestrator.worker_pool import GrpcWorkerPool
+from arborist.orchestrator.worker_pool import GrpcWorkerPool, SessionWorkers
 
 SETTINGS = ConnectionSettings(backoff_first_s=0.02, max_extensions=0)
 
@@ -99,3 +103,55 @@ async def test_a_result_that_is_late_just_before_the_stop_is_counted() -> None:
         await controller.stop(0.0)
 
     assert registry.get_sample_value("arborist_late_results_total") == 1
+
+
+@asynccontextmanager
+async def controlling(servicer: ScriptedTarget) -> AsyncIterator[Controller]:
+    """A controller of one target."""
+    async with serving(servicer) as address:
+        controller = Controller(
+            parse_config({}),
+            Directory([address]),
+            metrics=ServingMetrics(CollectorRegistry()),
+            recorder=SpanRecorder(),
+            connection=SETTINGS,
+        )
+        await controller.start()
+        await until(lambda: controller.ready)
+        yield controller
+        await controller.stop(0.0)
+
+
+async def test_what_no_target_could_ever_hold_is_a_bad_request() -> None:
+    """Refused at once, not after a wait for room that cannot come; clients are told the bound."""
+    async with controlling(ScriptedTarget(kv_capacity_tokens=100)) as controller:
+        assert controller.models()[0].context_length == 100 - 15 - 1
+        for speculation, most in ((None, 84), (False, 99)):
+            options = SpeculationOptions(enabled=speculation)
+            for total, fits in ((most - 1, True), (most, True), (most + 1, False)):
+                request = GenerationRequest((1,) * (total - 5), 5, speculation=options)
+                if fits:
+                    await controller.generate(request).aclose()
+                    continue
+                with pytest.raises(InvalidArgumentError, match=f"at most {most} tokens, the KV"):
+                    controller.generate(request)
+        assert controller.load() == (0, 0)
+
+
+async def test_a_session_that_moves_does_not_wait_for_nobody(monkeypatch) -> None:
+    """Sessions of ours make room in the end; where there is none, the wait is bounded."""
+    monkeypatch.setattr(worker_pool_module, "_ROOM_PERIOD_S", 0.0)
+    async with controlling(ScriptedTarget()) as controller:
+        pool = controller.workers
+        session = SessionWorkers(pool, "scripted", 1.0)
+        pool.targets[0].sessions.add("another")
+        for _ in range(200):
+            await session.wait_for_room(ResourceExhaustedError("full"))
+        pool.targets[0].sessions.clear()
+
+        async def insist() -> None:
+            for _ in range(200):
+                await session.wait_for_room(ResourceExhaustedError("full"))
+
+        with pytest.raises(ResourceExhaustedError, match="full"):
+            await insist()

@@ -126,12 +126,18 @@ async def decode(
 
 @pytest.mark.timeout(300)  # Starting three processes takes long on a busy machine.
 async def test_processes_lost_mid_stream_change_no_token(processes, reference):
-    """A draft frozen, a target killed, a draft killed: each time the tokens of `generate`."""
+    """Draft and target frozen, a target killed, a draft killed: the tokens of `generate`."""
     first, second, draft = processes.values()
     expected = reference(PROMPTS[0], MAX_TOKENS)
+    frozen: list[WorkerProcess] = []
 
     async def freeze_draft() -> None:
         draft.process.send_signal(signal.SIGSTOP)
+
+    async def freeze_target() -> None:
+        (busy,) = (one for one in controller.workers.targets if one.sessions)
+        frozen.append(first if busy.connection.address == first.address else second)
+        frozen[0].process.send_signal(signal.SIGSTOP)
 
     async def kill_target() -> None:
         first.process.kill()
@@ -147,6 +153,12 @@ async def test_processes_lost_mid_stream_change_no_token(processes, reference):
         assert tokens == expected
         assert summary.speculation.rounds_without_draft > 0
         await until(lambda: controller.workers.drafts, 30.0)
+
+        tokens, _ = await decode(controller, freeze_target)
+        assert len(controller.workers.targets) == 1
+        frozen[0].process.send_signal(signal.SIGCONT)
+        assert tokens == expected
+        await until(lambda: len(controller.workers.targets) == 2, 30.0)
 
         tokens, summary = await decode(controller, kill_target)
         assert tokens == expected

@@ -595,6 +595,9 @@ class Decoder:
                 self._lose_target(error)
             except ResourceExhaustedError as error:
                 # What was delivered stands, so it waits where a new request would step back.
+                if self._target is not None:
+                    self._target.release(self._session.session_id)
+                    self._target = None
                 await self._workers.wait_for_room(error)
         return self._target
 

@@ -276,20 +276,25 @@ async def test_a_target_lost_at_any_moment_changes_no_token(draft_type, error):
 
 async def test_a_session_that_moves_waits_until_a_target_has_room():
     """What it delivered stands: it asks full targets again, where a new request would step back."""
-    seen: list[str] = []
+    num_refused, num_verified = 0, 0
 
     async def hook(command: str) -> None:
-        seen.append(command)
-        if seen.count("target.verify") == 3 and command == "target.verify":
+        nonlocal num_refused, num_verified
+        num_verified += command == "target.verify"
+        if num_verified < 3:
+            return
+        if command == "target.verify" and not num_refused:
             raise UnavailableError("planned")
-        if command == "target.open" and 3 <= seen.count("target.open") <= 6:
+        # Both have no KV, twice; then one has, but takes no more commands.
+        if num_refused < 4 or (command == "target.prefill" and num_refused == 4):
+            num_refused += 1
             raise ResourceExhaustedError("planned")
 
     workers = FakeWorkers([FakeTarget(hook), FakeTarget(hook)], FakeDraft(0.8))
     decoder, session = make_decoder(workers)
     await decode(decoder)
     assert session.output == EXPECTED
-    assert workers.waits_for_room == 4
+    assert (num_refused, workers.waits_for_room) == (5, 3)
     assert not any(one.sessions for one in workers.targets)
 
 

@@ -162,6 +162,7 @@ class FakeTarget:
         self.info = INFO
         self.costs: CostTable | None = None
         self.num_sessions = 1
+        self.keeps_features = True
 
     async def open(
         self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float

@@ -417,7 +417,7 @@ class Decoder:
             for step, begin in enumerate(begins):
                 part = tokens[begin : begin + chunk]
                 last = fresh and begin == begins[-1]
-                want_features = fresh and self._reads_features
+                want_features = fresh and self._reads_features and self._rested_from is None
                 coroutine = self._prefill_chunk(
                     target, step, begin, part, timer, last=last, want_features=want_features
                 )
@@ -474,7 +474,7 @@ class Decoder:
         The first token waits for no draft: what it cannot be sent yet is sent in round 0.
         """
         chunk = (await task).value
-        if chunk.features is None or self._draft is None:
+        if chunk.features is None or self._draft is None or self._rested_from is not None:
             return chunk
         end = begin + len(chunk.features)
         following = tokens[begin + 1 : end + 1]
@@ -492,11 +492,17 @@ class Decoder:
         """Sends what the draft can be sent without waiting for it to be open.
 
         Nor does a draft that lacks what the target took over wait for it here: reading that may
-        take as long as the prompt would have.
+        take as long as the prompt would have. It is fed from the target's store in round 0, so that
+        nothing more is kept for it.
         """
         opening = self._opening
-        if opening is None or (opening.done() and not self._gap_behind(opening.result() or 0)):
-            await self._catch_up(timer)
+        if opening is not None and not opening.done():
+            return
+        held = None if opening is None else opening.result()
+        if held is not None and self._gap_behind(held):
+            self._unsent, self._pending, self._rested_from = [], None, held
+            return
+        await self._catch_up(timer)
 
     async def _append(self, parts: list[Pairs], timer: PhaseTimer) -> None:
         """Feeds the draft outside a round; a failure only costs the draft."""

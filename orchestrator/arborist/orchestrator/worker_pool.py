@@ -272,6 +272,7 @@ class SessionWorkers:
         self._wait_s = wait_s
         self._last: GrpcTargetLink | None = None
         self._digest = ""
+        self._digest_before = ""
         self._draft: GrpcDraftLink | None = None
 
     async def target(
@@ -282,6 +283,9 @@ class SessionWorkers:
         Raises:
             UnavailableError: None came in time.
         """
+        if self._last in full:
+            # It never was opened there: what that target holds binds it to nothing.
+            self._digest = self._digest_before
         if not await self._pool.wait_until(lambda: bool(self._candidates()), self._wait_s):
             self._wait_s = 0.0  # One wait in all: whoever asks again has waited already.
         candidates = await self._knowing_first(self._candidates())
@@ -290,7 +294,7 @@ class SessionWorkers:
         # The first of those that are the least unwanted: full is worse than lost, which may pass.
         chosen = min(candidates, key=lambda one: (one in full, one in (avoid, self._last)))
         self._last = chosen
-        self._digest = chosen.info.digest
+        self._digest_before, self._digest = self._digest, chosen.info.digest
         return chosen
 
     def draft(self) -> DraftLink | None:

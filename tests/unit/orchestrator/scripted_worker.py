@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import grpc
 import grpc.aio
@@ -47,6 +47,7 @@ class ScriptedTarget(pb_grpc.TargetServiceServicer):
     silent_info: bool = False
     known_tokens: int | None = 0
     kv_capacity_tokens: int = 4096
+    digest: str = MODEL.digest
     frames: dict[StreamLane, list[list[pb.TargetCommand]]] = field(default_factory=dict)
     peers: dict[StreamLane, str] = field(default_factory=dict)
     attaches: int = 0
@@ -57,7 +58,8 @@ class ScriptedTarget(pb_grpc.TargetServiceServicer):
         if self.silent_info:
             await asyncio.sleep(60)
         capacity = self.kv_capacity_tokens
-        info = WorkerInfo(self.worker_id, "0", "cpu", MODEL, capacity, 0, 0, 0, self.draining)
+        model = replace(MODEL, digest=self.digest)
+        info = WorkerInfo(self.worker_id, "0", "cpu", model, capacity, 0, 0, 0, self.draining)
         return pb.TargetServiceGetInfoResponse(info=wire.worker_info_to_pb(info))
 
     async def FindPrefix(self, request, context):  # noqa: N802 - protobuf's name

@@ -45,6 +45,18 @@ async def test_the_target_that_knows_the_prompt_gets_the_session(
         assert chosen.worker_id == knowing  # type: ignore[attr-defined]
 
 
+async def test_a_target_without_room_binds_a_session_to_no_model() -> None:
+    """In the middle of a roll the next one may hold other weights: nothing was committed yet."""
+    async with AsyncExitStack() as stack:
+        old = ScriptedTarget(worker_id="w1", known_tokens=30)
+        pool = await connected(stack, old, ScriptedTarget(worker_id="w2", digest="other"))
+        workers = SessionWorkers(pool, MODEL.name, 5.0, Placement.of("t", PROMPT))
+        full = await workers.target()
+        other = await workers.target(full=[full])
+        assert (full.info.digest, other.info.digest) == (MODEL.digest, "other")
+        assert await workers.target(avoid=other) is other
+
+
 async def test_a_target_without_room_is_chosen_only_if_there_is_no_other() -> None:
     """Also if it knows the prompt, and the other one was tried or lost before."""
     async with AsyncExitStack() as stack:

@@ -81,10 +81,15 @@ class ScriptedGeneration:
         """Notes the early end."""
         self.finished = (reason, num_tokens)
 
-    async def aclose(self) -> None:
+    def leave(self) -> None:
         """Notes that everything was freed."""
         self.closed = True
         self._script.closed.set()
+
+    async def aclose(self) -> None:
+        """Notes it, and takes the moment that a real one takes."""
+        self.leave()
+        await asyncio.sleep(0)
 
 
 @dataclass

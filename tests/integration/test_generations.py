@@ -2,7 +2,9 @@
 
 import asyncio
 import dataclasses
+import gc
 import json
+import weakref
 from typing import Any
 
 import pytest
@@ -197,6 +199,46 @@ async def test_closing_early_frees_both_workers(target_engine, draft_engine):
             with pytest.raises(StopAsyncIteration):
                 await anext(generation)
             assert running.controller.load() == (0, 0)
+
+
+async def test_a_request_that_was_left_is_freed_without_garbage_collection(
+    target_engine, draft_engine
+):
+    """Nothing of it hangs in a circle: memory does not grow until a collection comes."""
+    async with deployment(targets=[target_engine], drafts=[draft_engine]) as running:
+        left = []
+        gc.disable()
+        try:
+            for num_events in range(4):
+                generation = running.controller.generate(request(max_tokens=400))
+                for _ in range(num_events):
+                    await anext(generation)
+                await generation.aclose()
+                left.append(weakref.ref(generation))
+                del generation
+            await until(lambda: not any(one() for one in left))
+        finally:
+            gc.enable()
+
+
+async def test_leaving_that_is_itself_cancelled_ends_all_the_same(target_engine, draft_engine):
+    """Whoever is cancelled twice, while it decodes and while it ends, leaves nothing behind."""
+    async with deployment(targets=[target_engine], drafts=[draft_engine]) as running:
+        for num_events in range(4):
+            generation = running.controller.generate(request(max_tokens=400))
+            for _ in range(num_events):
+                await anext(generation)
+            closing = asyncio.create_task(generation.aclose())
+            await asyncio.sleep(0)
+            closing.cancel()
+            await asyncio.gather(closing, return_exceptions=True)
+            await until(lambda: running.controller.load() == (0, 0))
+            await running.wait_idle()
+            with pytest.raises(StopAsyncIteration):
+                await anext(generation)
+        labels = {"finished_reason": "cancelled"}
+        ended = running.registry.get_sample_value("arborist_request_success_total", labels)
+        assert ended == 4
 
 
 async def test_cancelling_at_any_command_frees_both_workers(

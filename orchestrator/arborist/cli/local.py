@@ -303,11 +303,15 @@ class LocalGeneration:
         self._reason = reason
         self._account.completion_tokens = num_tokens
 
-    async def aclose(self) -> None:
+    def leave(self) -> None:
         """Frees the engines' state; safe to call twice."""
         self._over = True
-        await self._rounds.aclose()
         self._decoder.close()
+
+    async def aclose(self) -> None:
+        """Ends the rounds too; safe to call twice."""
+        self.leave()
+        await self._rounds.aclose()
 
     def _deliver(self, round_: Round) -> DeliveredRound:
         self._account.add(round_)

@@ -235,8 +235,15 @@ class Generation(Protocol):
         """
         ...
 
+    def leave(self) -> None:
+        """Begins `aclose` without waiting: nothing that cancels its caller can undo it."""
+        ...
+
     async def aclose(self) -> None:
-        """Ends the request and frees the workers' state at once; safe to call twice."""
+        """Ends the request and frees the workers' state at once; safe to call twice.
+
+        Cancelled while it waits, it goes on all the same.
+        """
         ...
 
 

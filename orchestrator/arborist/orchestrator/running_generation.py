@@ -103,10 +103,14 @@ class RunningGeneration:
         self._reason: FinishReason | None = None
         self._failure: ArboristError | None = None
         self._decoded = False
+        self._left = False
         self._over = False
         self._loop = asyncio.get_running_loop()
-        self.decoding = self._loop.create_task(self._run(), name=f"generation-{started.request_id}")
-        self.decoding.add_done_callback(self._end_decoding)
+        self.decoding: asyncio.Future[None] = self._loop.create_future()
+        self._task: asyncio.Task[None] | None = self._loop.create_task(
+            self._run(), name=f"generation-{started.request_id}"
+        )
+        self._task.add_done_callback(self._end_decoding)
 
     # ---- reading ---------------------------------------------------------------------------
 
@@ -126,6 +130,8 @@ class RunningGeneration:
         while not self._events and not self._decoded:
             self._reader = self._loop.create_future()
             await self._reader
+        if self._over:  # It was left meanwhile.
+            raise StopAsyncIteration
         if not self._events:
             return self._end()
         event = self._events.popleft()
@@ -154,25 +160,37 @@ class RunningGeneration:
         self._account.completion_tokens -= cut
         self._settle_last(cut)
 
-    async def aclose(self) -> None:
-        """Ends the request and frees the workers' state at once; safe to call twice."""
-        if self._over:
+    def leave(self) -> None:
+        """Begins `aclose` without waiting: nothing that cancels its caller can undo it."""
+        if self._over or self._left:
             return
+        self._left = True
         self._settle_last()
-        await self._stop_decoding()
-        if not self._over:
+        if self._decoded:
             self._close(FinishReason.CANCELLED, None)
+        else:
+            self._cancel_decoding()
+
+    async def aclose(self) -> None:
+        """Ends the request and frees the workers' state at once; safe to call twice.
+
+        Cancelled while it waits, it goes on all the same.
+        """
+        self.leave()
+        if not self._over:
+            await asyncio.wait([self.decoding])
 
     def abort(self, error: ArboristError) -> None:
         """Ends the request with an error for its reader, who still gets what was decoded."""
         if not self._decoded:
             self._failure = error
-            self.decoding.cancel()
+            self._cancel_decoding()
 
     def _end(self) -> Summary:
-        if self._failure is not None:
-            self._close(None, self._failure)
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            self._close(None, failure)
+            raise failure
         reason = self._reason or FinishReason.CANCELLED
         self._close(reason, None)
         return self._account.summary(reason, self._ports.clock.now_ns())
@@ -245,7 +263,13 @@ class RunningGeneration:
         # Not in the coroutine's `finally`: a task cancelled before its first step never gets there.
         self._ticket.leave()
         self._decoded = True
+        # It keeps what it ended with, frames and all: a circle that only garbage collection finds.
+        self._task = None
         self._wake_reader()
+        if self._left and not self._over:
+            self._close(FinishReason.CANCELLED, None)
+        if not self.decoding.done():
+            self.decoding.set_result(None)
 
     async def _try(self, attempt: Attempt) -> bool:
         """Decodes to the end.
@@ -285,6 +309,10 @@ class RunningGeneration:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
+    def _cancel_decoding(self) -> None:
+        if self._task is not None and not self._task.cancelling():
+            self._task.cancel()
+
     async def _stop_decoding(self) -> None:
-        self.decoding.cancel()
+        self._cancel_decoding()
         await asyncio.wait([self.decoding])

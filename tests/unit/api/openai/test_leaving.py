@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 from tests.contract.scripted_generator import ScriptedGenerator
-from tests.unit.api.http_app import app_of, spoken
+from tests.unit.api.http_app import LIMITS, TOKENIZER, app_of, spoken
 
+from arborist.orchestrator.api.completions import Completions
+from arborist.orchestrator.api.incoming import IncomingRequest, TextPrompt
+from arborist.orchestrator.api.openai.choices import Choices
 from arborist.orchestrator.api.openai.http_limits import HttpLimits
 
 PATHS: dict[str, dict[str, Any]] = {
@@ -87,6 +90,30 @@ async def test_a_server_that_stops_ends_its_requests() -> None:
     assert call.cancelled()
     assert generator.generations[0].closed
     assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_call_that_is_cancelled_while_it_ends_ends_every_choice() -> None:
+    """A second cancellation, while the first choice is ended, leaves no other running."""
+    generator = ScriptedGenerator()
+    completions = Completions(generator, TOKENIZER, LIMITS)
+    asked = IncomingRequest(prompt=TextPrompt("abc"))
+    requests = [await completions.validate(asked) for _ in range(3)]
+
+    async def hold() -> None:
+        async with Choices(completions, requests):
+            generator.held.set()
+            await asyncio.Event().wait()
+
+    call = asyncio.create_task(hold())
+    await asyncio.wait_for(generator.held.wait(), 5)
+    call.cancel()
+    while not generator.closed.is_set():  # noqa: ASYNC110 - one step at a time
+        await asyncio.sleep(0)
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+
+    assert call.cancelled()
+    assert [one.closed for one in generator.generations] == [True] * 3
 
 
 async def test_a_whole_answer_that_is_not_read_is_dropped() -> None:

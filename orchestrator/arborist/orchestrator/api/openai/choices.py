@@ -70,6 +70,9 @@ class Choices:
                 yield self.outputs[index], event
 
     async def _close(self) -> None:
+        # All of them first: whoever is cancelled while one ends must leave no other running.
+        for one in self._generations:
+            one.leave()
         for one in self._generations:
             await one.aclose()
 

@@ -147,6 +147,23 @@ async def test_a_lone_command_that_raises_is_not_run_twice() -> None:
         assert served.engine.kv_reserved_tokens == 0
 
 
+async def test_a_session_that_the_engine_gives_up_is_given_up_by_the_worker() -> None:
+    """Its answer is the engine's; engine and worker keep nothing of it, though none releases it."""
+    engine = FaultyTarget()
+    engine.replaced["bad"] = SessionFailedError("its logits are not finite")
+    async with served_target(engine) as served:
+        stream = await served.stream()
+        outcomes = await one_forward(served, stream, ["a", "bad", "c"])
+        bad = Commands(stream, "bad")
+        again = (await stream.ask(bad.verify([*COMMITTED, BONUS], round_index=1)))[0]
+
+        assert outcomes["bad"].message == "its logits are not finite"
+        assert isinstance(again, UnknownSessionError)
+        assert [outcomes["a"].bonus, outcomes["c"].bonus] == [BONUS, BONUS]
+        assert served.worker.info.num_sessions == 3  # The blocker's too.
+        assert len(engine._sessions) == 3
+
+
 async def test_an_engine_that_loses_an_outcome_fails_that_command() -> None:
     """Fewer outcomes than commands are never dealt out to the wrong sessions."""
     engine = FaultyTarget()

@@ -321,6 +321,8 @@ class ComputeThread:
             self._settle(job, outcome)
 
     def _settle(self, job: Job, outcome: object) -> None:
+        if isinstance(outcome, SessionFailedError):
+            self._give_up(job)  # The engine said so itself: nothing may follow.
         try:
             job.answer = self._finish(outcome)
         except Exception:  # noqa: BLE001 - one bad outcome must not fail the others
@@ -330,6 +332,11 @@ class ComputeThread:
         """Gives up a session whose engine state is unknown."""
         error = internal_error(SessionFailedError, "the session failed")
         _log.exception("incident %s: session given up", error.metadata["incident"])
+        self._give_up(job)
+        return error
+
+    def _give_up(self, job: Job) -> None:
+        """Frees a session that cannot go on; the worker forgets it with the job's answer."""
         job.failed = True
         session = job.command.session
         self._gathering.forget(session)
@@ -337,8 +344,7 @@ class ComputeThread:
         try:
             self._engine.release(session)
         except Exception:  # noqa: BLE001 - logged; the session is given up anyway
-            _log.exception("incident %s: release failed too", error.metadata["incident"])
-        return error
+            _log.exception("the release of a session that was given up failed")
 
 
 def _gone() -> UnknownSessionError:

@@ -55,6 +55,6 @@ class Job:
         self.end_unix_ns = 0
         self.done = False
         self.failed = False
-        """The engine raised: what it holds of the session cannot be trusted any more."""
+        """The session broke: what the engine held of it cannot be trusted and is freed."""
         self.dropped = False
         """Its session is gone: answer without running it."""

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 from typing import cast
 
 from arborist.common.config import ArboristConfig
+from arborist.common.idle_memory import IdleMemory
 from arborist.common.serving_metrics import ServingMetrics
 from arborist.common.status_line import StatusLine
 from arborist.common.telemetry import SpanRecorder
@@ -107,6 +108,7 @@ class Controller:
         )
         self._status = StatusLine(self._clock.now_ns() / 1e9)
         self._generations: set[RunningGeneration] = set()
+        self._memory = IdleMemory()
         self._created_s: dict[str, int] = {}
         self._num_requests = 0
         self._stopping = False
@@ -162,6 +164,7 @@ class Controller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.workers.aclose()
+        self._memory.close()
         self._watch.look()  # What came since the last look.
 
     @property
@@ -252,6 +255,7 @@ class Controller:
             GenerationPorts(self._metrics, self._status, self._clock, self._ended),
         )
         self._generations.add(generation)
+        self._memory.follow(True)
         return generation
 
     def _begin(
@@ -297,6 +301,7 @@ class Controller:
 
     def _ended(self, generation: RunningGeneration, seconds: float) -> None:
         self._generations.discard(generation)
+        self._memory.follow(bool(self._generations))
         self._admission.observe(seconds)
 
     def _choose(self, name: str) -> ModelInfo:

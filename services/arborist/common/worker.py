@@ -27,6 +27,7 @@ from arborist.common.command import (
 from arborist.common.compute_thread import ComputeThread
 from arborist.common.errors import internal_error
 from arborist.common.forward_costs import ForwardCosts
+from arborist.common.idle_memory import IdleMemory
 from arborist.common.job import Answerable, Job
 from arborist.common.job_spans import record_spans
 from arborist.common.result_stream import ResultStream
@@ -136,6 +137,7 @@ class Worker(Generic[OpenT, WorkT]):
         # One thread, so that however many wait, running sessions keep the other cores.
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="prepare")
         self._loop = asyncio.get_running_loop()
+        self._memory = IdleMemory()
         self._empty = asyncio.Event()
         self._empty.set()
         self._compute = ComputeThread(
@@ -204,6 +206,7 @@ class Worker(Generic[OpenT, WorkT]):
                 controller.grace.cancel()
             for stream in list(controller.streams.values()):
                 stream.end(UnavailableError("the worker stops"))
+        self._memory.close()
         for task in self._preparing:
             task.cancel()
         self._preparer.shutdown(wait=False, cancel_futures=True)
@@ -484,6 +487,7 @@ class Worker(Generic[OpenT, WorkT]):
 
     def _report_sessions(self) -> None:
         self._metrics.set_sessions(len(self._sessions))
+        self._memory.follow(bool(len(self._sessions)))
         if len(self._sessions):
             self._empty.clear()
         else:

@@ -68,7 +68,10 @@ class KvPool:
             config.num_key_value_heads,
             config.head_dim,
         )
-        self._buffer = torch.empty(shape, dtype=dtype, device=device)  # [L, 2, C, kv_heads, hd]
+        # Written to at once: memory that is only promised would be missing later, and the process
+        # would grow whenever more sessions than ever before are open.
+        buffer = torch.empty(shape, dtype=dtype, device=device).fill_(0)
+        self._buffer = buffer  # [L, 2, C, kv_heads, hd]
         self._regions: list[KvRegion] = []  # by begin
         self.capacity = capacity
         self.reserved = 0

@@ -480,7 +480,6 @@ def main(
         num_threads=1,
         max_sessions=max(64, 2 * concurrency),
         tracing=tracing,
-        with_http=True,
     )
 
     async def run() -> dict[str, Any]:

@@ -42,6 +42,7 @@ class Doors:
     address: str
     app: Any
     generator: ScriptedGenerator
+    refused: list[str]
 
     def http(self, key: str | None = None) -> httpx.AsyncClient:
         """A client of the HTTP door."""
@@ -54,7 +55,9 @@ class Doors:
 async def doors() -> AsyncIterator[Doors]:
     """A controller whose only key is KEY."""
     generator = ScriptedGenerator()
-    doorkeeper = Doorkeeper([ApiKey("alice", key_digest(KEY.encode()))])
+    refused: list[str] = []
+    keys = [ApiKey("alice", key_digest(KEY.encode()))]
+    doorkeeper = Doorkeeper(keys, count_refusal=refused.append)
     completions = Completions(generator, byte_level_tokenizer(), RequestLimits(max_max_tokens=80))
     server = RpcServer([SERVICE.full_name], interceptors=[KeyInterceptor(doorkeeper)])
     servicer = GenerationServicer(completions, doorkeeper=doorkeeper)
@@ -62,7 +65,7 @@ async def doors() -> AsyncIterator[Doors]:
     address = await server.start("127.0.0.1", 0)
     await server.set_serving(True)
     app = create_http_app(completions, CollectorRegistry(), doorkeeper=doorkeeper)
-    yield Doors(address, app, generator)
+    yield Doors(address, app, generator, refused)
     await server.stop(0)
 
 
@@ -82,6 +85,24 @@ async def test_every_path_but_health_and_metrics_needs_a_key(doors: Doors) -> No
                 error = reply.json()["error"]
                 assert error["type"] == "authentication_error"
                 assert error["code"] == "UNAUTHENTICATED"
+
+
+async def test_refusals_are_counted_by_door(doors: Doors) -> None:
+    """Once each, whatever was asked; what is open or let in does not count."""
+    async with doors.http() as client:
+        for path in ("/v1/models", "/nowhere", "/health"):
+            await client.get(path)
+    async with doors.http(KEY) as client:
+        assert (await client.get("/v1/models")).status_code == 200
+    async with (
+        AsyncClient(doors.address) as stranger,
+        AsyncClient(doors.address, api_key=KEY) as alice,
+    ):
+        with pytest.raises(UnauthenticatedError):
+            await stranger.list_models()
+        await alice.list_models()
+
+    assert doors.refused == ["http", "http", "grpc"]
 
 
 async def test_the_body_of_a_refused_request_is_not_read(doors: Doors) -> None:

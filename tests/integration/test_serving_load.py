@@ -25,7 +25,6 @@ async def test_clients_that_leave_leave_nothing_behind() -> None:
         draft=str(PAIR / "eagle_head"),
         num_threads=1,
         tracing=False,
-        with_http=True,
     )
     plan = Plan(400, 120, 16, prompt_tokens=(8, 200), max_tokens=40, looks=1, idle_s=0.5)
     async with own_server(settings) as server:

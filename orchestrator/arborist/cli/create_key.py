@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from arborist.common.api_key import (
     read_expiry,
     read_key_file,
 )
+from arborist.core.errors import InvalidArgumentError
 
 _OWNER_ONLY = 0o600
 
@@ -34,6 +36,8 @@ def create_key(
     """Print a new API key, once; the server's file gets its digest only."""
     check_key_name("NAME", name)
     expires_s = None if expires is None else read_expiry("--expires", expires)
+    if expires is not None and expires_s is not None and expires_s <= time.time():
+        raise InvalidArgumentError("--expires", expires, "a date or time to come")
     key = new_api_key()
     line = api_key_line(ApiKey(name, key_digest(key.encode()), expires_s))
     if file is None:

@@ -41,7 +41,7 @@ def serve_controller(
         int | None, typer.Option(help="Most requests waiting; more are refused.")
     ] = None,
     http_port: Annotated[
-        int | None, typer.Option(help="Port of the HTTP API; 0 = any, unset = none.")
+        int | None, typer.Option(help="Port of the HTTP API; 0 = any; set nowhere = none.")
     ] = None,
     api_keys_file: Annotated[
         Path | None,
@@ -83,7 +83,7 @@ def serve_controller(
     configure_logging(settings.telemetry, "controller")
     import uvloop
 
-    uvloop.run(_serve(settings, with_http=http_port is not None))
+    uvloop.run(_serve(settings, with_http="http_port" in settings.controller.model_fields_set))
 
 
 def register(app: typer.Typer) -> None:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Sequence
 
+from arborist.common.inherited_config import inherited_environment
 from arborist.core.errors import UnavailableError
 
 _READY = re.compile(
@@ -24,7 +25,9 @@ class WorkerProcess:
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        """Prepares a process; nothing runs yet. It inherits this process's environment.
+        """Prepares a process; nothing runs yet.
+
+        It inherits this process's environment, API keys as digests.
 
         Args:
             arguments: What follows `arborist` on the command line.
@@ -53,6 +56,7 @@ class WorkerProcess:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            env=inherited_environment(),
         )
         try:
             async with asyncio.timeout(timeout_s):

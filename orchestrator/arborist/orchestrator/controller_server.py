@@ -54,8 +54,9 @@ class ControllerServer:
             InvalidArgumentError: The file of API keys cannot be used.
         """
         self._config = config
-        self._doorkeeper = Doorkeeper.from_config(config.controller)
         self._registry = registry or new_registry()
+        metrics = ServingMetrics(self._registry)
+        self._doorkeeper = Doorkeeper.from_config(config.controller, metrics.count_refused_key)
         self._recorder = build_span_recorder(config.telemetry, "controller", version("arborist"))
         self._rpc = RpcServer(
             [SERVICE_NAME],
@@ -70,7 +71,7 @@ class ControllerServer:
         self.controller = Controller(
             config,
             directory,
-            metrics=ServingMetrics(self._registry),
+            metrics=metrics,
             recorder=self._recorder,
         )
         self.address = ""
@@ -106,6 +107,7 @@ class ControllerServer:
             settings.max_metadata_bytes,
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, self._rpc.grpc_server)
+        self._doorkeeper.announce()
         self.address = await self._rpc.start(settings.grpc_host, settings.grpc_port)
         watch_event_loop(self._registry)
         self._metrics = MetricsServer(self._registry, settings.grpc_host, settings.metrics_port)

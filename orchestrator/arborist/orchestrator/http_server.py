@@ -38,6 +38,7 @@ class HttpServer:
 
         Raises:
             UnavailableError: The port is in use or the host is not ours; one line.
+            Exception: Whatever ended the server before it was up.
         """
         bound = self._bind()
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -46,8 +47,17 @@ class HttpServer:
             app, log_config=None, access_log=False, lifespan="off", server_header=False
         )
         self._server = server = _Server(settings)
-        self._serving = asyncio.create_task(server.serve([bound]), name="http")
-        await server.ready.wait()
+        self._serving = serving = asyncio.create_task(server.serve([bound]), name="http")
+        ready = asyncio.create_task(server.ready.wait(), name="http-ready")
+        try:
+            await asyncio.wait((serving, ready), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+        if not server.ready.is_set():
+            self._server = self._serving = None
+            bound.close()
+            await serving  # Raises what ended it.
+            raise UnavailableError(f"the HTTP server at {self.url} ended before it was up")
 
     async def stop(self, grace_s: float) -> None:
         """Takes no more connections, and ends running requests after a while.

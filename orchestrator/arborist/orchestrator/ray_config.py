@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from arborist.common.inherited_config import forget_keys
+
 _DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Serve's own lines go to its log files; ours reach the terminal through Ray's driver.
@@ -19,11 +21,14 @@ _TOKEN_FILE = Path("~/.ray/auth_token")
 
 
 def apply_ray_environment(configured_address: str | None) -> None:
-    """Sets what is not set yet; call it before Ray is imported.
+    """Sets what is not set yet, and takes API keys out, which all that Ray starts would inherit.
+
+    Call it when the configuration is read and before Ray is imported.
 
     Args:
         configured_address: ``ray.address`` of the configuration.
     """
+    forget_keys()
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     # A cluster started by hand asks for a token wherever Ray made one; a driver that joins offers

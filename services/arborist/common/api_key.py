@@ -20,6 +20,8 @@ _MAX_FILE_BYTES = 1 << 20
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _FIELD = "controller.api_keys_file"
+_NAME_LIMIT = "1 to 64 of letters, digits, . _ @ and -"
+_EXPIRY = "a date or time such as 2027-01-31, before the year 10000 in UTC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,11 @@ def new_api_key() -> str:
 def key_digest(key: bytes) -> str:
     """Returns what is kept of a key; a fast hash is enough for one that nobody can guess."""
     return f"sha256:{hashlib.sha256(key).hexdigest()}"
+
+
+def split_keys(text: str) -> list[str]:
+    """Returns the keys of a text that has them with commas; there may be none."""
+    return [one.strip() for one in text.split(",") if one.strip()]
 
 
 def known_by_digest(text: str) -> str:
@@ -80,7 +87,7 @@ def check_key_name(field: str, name: str) -> str:
         InvalidArgumentError: It is empty, too long, or has other characters.
     """
     if not _NAME.fullmatch(name):
-        raise InvalidArgumentError(field, name[:64], "1 to 64 of letters, digits, . _ @ and -")
+        raise InvalidArgumentError(field, name[:64], _NAME_LIMIT)
     return name
 
 
@@ -91,15 +98,12 @@ def read_expiry(field: str, text: str) -> float:
         field: Name for the message.
         text: ISO 8601; without a zone UTC, a date is its first moment.
     Raises:
-        InvalidArgumentError: It is none.
+        InvalidArgumentError: It is none, or in UTC of no year from 1 to 9999.
     """
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidArgumentError(field, text[:64], "a date or time such as 2027-01-31") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return moment.timestamp()
+    expires_s = _unix_time(text)
+    if expires_s is None:
+        raise InvalidArgumentError(field, text[:64], _EXPIRY)
+    return expires_s
 
 
 def read_key_file(path: Path) -> list[ApiKey]:
@@ -133,5 +137,22 @@ def _keys(lines: Iterable[str]) -> Iterable[ApiKey]:
             raise InvalidArgumentError(
                 where, f"{len(columns)} columns", "NAME sha256:64-HEX-DIGITS [EXPIRES]"
             )
-        expires_s = read_expiry(where, columns[2]) if len(columns) == 3 else None
-        yield ApiKey(check_key_name(where, columns[0]), columns[1], expires_s)
+        # What stands in the wrong column may be a key: columns are named, not repeated.
+        if not _NAME.fullmatch(columns[0]):
+            raise InvalidArgumentError(where, "column 1", _NAME_LIMIT)
+        expires_s = _unix_time(columns[2]) if len(columns) == 3 else None
+        if expires_s is None and len(columns) == 3:
+            raise InvalidArgumentError(where, "column 3", _EXPIRY)
+        yield ApiKey(columns[0], columns[1], expires_s)
+
+
+def _unix_time(text: str) -> float | None:
+    """Returns a time of ISO 8601 as Unix time; None = it is none that UTC can express."""
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        # There and back: of the last seconds of all, some are none in UTC.
+        return datetime.fromtimestamp(moment.timestamp(), UTC).timestamp()
+    except (ValueError, OverflowError):
+        return None

@@ -23,7 +23,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from arborist.common.api_key import known_by_digest
+from arborist.common.api_key import known_by_digest, split_keys
 from arborist.common.default_pair import default_pair_directory
 from arborist.common.vocabulary_file import read_vocabulary_file
 from arborist.core.errors import ArboristError, ErrorCode
@@ -431,9 +431,11 @@ class ControllerConfig(Section):
     def _keep_digests(cls, value: object) -> object:
         """Keeps what identifies a key; no message repeats one."""
         if isinstance(value, str):
-            value = [one.strip() for one in value.split(",") if one.strip()]
+            value = split_keys(value)
         if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
             raise ValueError("must be a list of texts")
+        if not value:  # A secret that did not arrive must not leave the server open.
+            raise ValueError("has no key: must have at least 1, or be left out to ask for none")
         return tuple(known_by_digest(one) for one in value)
 
     @field_validator("target_addresses", "draft_addresses")

@@ -96,3 +96,5 @@ async def finish_rehearsal(rehearsal: CostRehearsal, worker: IdleWorker) -> None
             await worker.call(rehearsal.step)
     except ArboristError as error:
         _log.warning("trying out forwards failed: %s", error.message)
+    except Exception:  # noqa: BLE001 - nobody waits for this task: else it would end unheard
+        _log.exception("trying out forwards failed")

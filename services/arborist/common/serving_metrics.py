@@ -78,6 +78,11 @@ class ServingMetrics:
         self._misfits = _counter(
             registry, "draft_misfits", "Pairs of draft and target refused because they do not fit."
         )
+        self._refused_keys = _counter(
+            registry, "refused_keys", "Requests refused for want of a known API key.", "door"
+        )
+        for door in ("http", "grpc"):  # Shown from the start: what is 0 can be seen to grow.
+            self._refused_keys.labels(door)
         self._kv_usage = _gauge(
             registry,
             "kv_cache_usage_perc",
@@ -123,6 +128,14 @@ class ServingMetrics:
     def count_misfits(self, count: int) -> None:
         """Takes how many more pairs of draft and target were refused."""
         self._misfits.inc(count)
+
+    def count_refused_key(self, door: str) -> None:
+        """Takes a request that came without a key that is let in.
+
+        Args:
+            door: ``http`` or ``grpc``.
+        """
+        self._refused_keys.labels(door).inc()
 
     def set_kv_usage(self, role: str, share: float) -> None:
         """Takes the share of KV positions that is reserved.

@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+from arborist.common.inherited_config import inherited_environment
+
 # Beyond a schema's own processor time: for a busy machine, and for the process to come up.
 _WAIT_S = 15.0
 
@@ -67,6 +69,7 @@ class GrammarTrial:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            env=inherited_environment(),
         )
         self._process = process
         self._stop = weakref.finalize(self, _end, process)

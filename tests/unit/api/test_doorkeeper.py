@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from arborist.common.api_key import ApiKey, api_key_line, key_digest, new_api_key
+from arborist.common.api_key import (
+    ApiKey,
+    api_key_line,
+    key_digest,
+    new_api_key,
+    read_key_file,
+)
 from arborist.core.errors import InvalidArgumentError, UnauthenticatedError
+from arborist.orchestrator.api import doorkeeper
 from arborist.orchestrator.api.client_key import client_key
 from arborist.orchestrator.api.doorkeeper import Doorkeeper
 
@@ -93,7 +100,8 @@ def test_a_changed_file_counts(tmp_path: Path) -> None:
     assert door.admit(bearer(BOB), "")
 
     write(path, key("alice", ALICE_TOO))
-    door.reload()
+    assert door.reload()
+    assert not door.reload()
 
     assert door.admit(bearer(ALICE), "") == door.admit(bearer(ALICE_TOO), "")
     with pytest.raises(UnauthenticatedError):
@@ -108,10 +116,85 @@ def test_an_empty_file_locks_everybody_out(tmp_path: Path) -> None:
 
     write(path)
     door.reload()
+    door.reload()
 
     assert door.asks
     with pytest.raises(UnauthenticatedError):
         door.admit(bearer(BOB), "")
+
+
+def test_a_file_that_is_being_written_locks_nobody_out(tmp_path: Path) -> None:
+    """Written in place it is empty, or half, for a moment: only what stays as it is counts."""
+    path = tmp_path / "keys"
+    write(path, key("bob", BOB))
+    door = Doorkeeper(key_file=path)
+    whole = path.read_text() + api_key_line(key("alice", ALICE)) + "\n"
+
+    for end in (0, 20, len(whole) - 10):
+        path.write_text(whole[:end])
+        assert door.reload()  # Look again soon.
+        assert door.admit(bearer(BOB), "")
+    path.write_text(whole)
+    assert door.reload()
+    assert not door.reload()
+
+    assert door.admit(bearer(BOB), "")
+    assert door.admit(bearer(ALICE), "")
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read of it may be of two files."""
+    path = tmp_path / "keys"
+    write(path, key("bob", BOB))
+    door = Doorkeeper(key_file=path)
+    write(path)
+    assert door.reload()
+
+    def read_late(path: Path) -> list[ApiKey]:
+        found = read_key_file(path)
+        write(path, key("bob", BOB), key("alice", ALICE))
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(doorkeeper, "read_key_file", read_late)
+        assert door.reload()
+    assert door.admit(bearer(BOB), "")
+    assert not door.reload()
+
+    assert door.admit(bearer(ALICE), "")
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"), [([], "every request is let in"), ([key("a", ALICE)], "need an API key; 1")]
+)
+def test_the_log_says_whether_keys_are_asked_for(
+    caplog: pytest.LogCaptureFixture, keys: list[ApiKey], said: str
+) -> None:
+    """So an open server is seen to be one."""
+    with caplog.at_level(logging.INFO):
+        Doorkeeper(keys).announce()
+
+    assert said in caplog.text
+
+
+def test_refusals_are_counted_by_door_and_told_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever tries keys is seen, and cannot fill the log."""
+    now_s = [1000.0]
+    counted: list[str] = []
+    door = Doorkeeper([key("a", ALICE)], clock=lambda: now_s[0], count_refusal=counted.append)
+
+    for at in ("http", "http", "grpc"):
+        door.note_refusal(at)
+    now_s[0] += 60
+    door.note_refusal("grpc")
+
+    assert counted == ["http", "http", "grpc", "grpc"]
+    said = [one.getMessage().rpartition(": ")[2] for one in caplog.records]
+    assert said == ["http 1", "grpc 2, http 2"]
 
 
 @pytest.mark.parametrize("broken", [None, f"bob {BOB}\n", "bob sha256:12\n", "\xff"])
@@ -128,8 +211,8 @@ def test_a_file_that_breaks_changes_nothing(
         path.write_text(broken, encoding="latin-1")
 
     with caplog.at_level(logging.INFO):
-        door.reload()
-        door.reload()
+        for _ in range(4):
+            door.reload()
 
     assert door.admit(bearer(BOB), "")
     assert [one.levelname for one in caplog.records] == ["ERROR"]
@@ -141,7 +224,10 @@ def test_a_file_that_breaks_changes_nothing(
     [
         (f"bob {BOB}", "line 1"),
         (f"\nb/b {key_digest(b'x')}", "line 2"),
-        (f"bob {key_digest(b'x')} soon", "a date or time"),
+        (f"bob {key_digest(b'x')} soon", "line 1 = column 3: must be a date or time"),
+        (f"bob {key_digest(b'x')} {BOB}", "line 1 = column 3"),
+        (f"{BOB}! {key_digest(b'x')}", "line 1 = column 1"),
+        (f"bob {key_digest(b'x')} 9999-12-31T23:59:59-05:00", "before the year 10000"),
         (f"bob {key_digest(b'x')} 2027-01-31 more", "line 1"),
     ],
 )

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
-from fastapi import FastAPI
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CollectorRegistry
 from tests.contract.scripted_generator import ScriptedGenerator
 from tests.unit.api.tokenizers import byte_level_tokenizer
@@ -45,6 +45,7 @@ from arborist.v1 import generation_pb2_grpc as pb_grpc
 
 KEY = new_api_key()
 ROUNDS = [[5], [6, 7, 8], [9, 10, 11]]
+TOTALS = {"num_spec_steps": 1, "num_accepted_draft_tokens": 1, "num_draft_tokens": 1}
 
 
 def load_request(
@@ -144,12 +145,59 @@ async def test_without_totals_messages_are_rounds() -> None:
     assert came == [Delivery(1, None, 0), Delivery(2, 1, 0), Delivery(1, 0, 0)]
 
 
-@pytest.mark.parametrize("chunks", [[], [{"choices": []}], ["{"], [{"nothing": 1}, "[DONE]"]])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [],
+        [{"choices": []}],
+        ["{"],
+        [{"nothing": 1}, "[DONE]"],
+        [{"error": "text"}],
+        [[1, 2]],
+        [7],
+        [{"choices": [5]}],
+        [
+            {"choices": [], "metrics": {"speculative_decoding": {**TOTALS, "num_spec_steps": "x"}}},
+            "[DONE]",
+        ],
+        ["x" * (2 << 20)],
+    ],
+    ids=range(10),
+)
 async def test_a_stream_that_breaks_off_is_a_failure(chunks: list[object]) -> None:
     """Without its end mark, or with something else than chunks."""
     async with other_server(*chunks) as url, HttpSender.connected(url, None, "") as sender:
         with pytest.raises(UnavailableError):
             await received(sender, load_request())
+        assert (await record_of(sender, load_request())).outcome == "failed"
+
+
+@pytest.mark.parametrize("body", ["text", {"error": "text"}, ["error"], {"data": [{"id": "m"}]}])
+async def test_answers_of_another_shape_are_failures(body: object) -> None:
+    """Refusals and lists of models that no server of ours would send."""
+    app = FastAPI()
+
+    @app.post("/v1/completions")
+    @app.get("/v1/models")
+    async def answer(request: Request) -> JSONResponse:
+        return JSONResponse(body, 400 if request.method == "POST" else 200)
+
+    server = HttpServer("127.0.0.1", 0)
+    await server.start(app)
+    async with HttpSender.connected(server.url, None, "") as sender:
+        with pytest.raises(UnavailableError):
+            await received(sender, load_request())
+        with pytest.raises(UnavailableError):
+            await sender.list_models()
+    await server.stop(0)
+
+
+@pytest.mark.parametrize("key", ["", "a key", "schl\u00fcssel", "key\r\nx: y"])
+async def test_a_key_that_no_header_carries_is_refused(key: str) -> None:
+    """As over gRPC, before anything is sent, without repeating it."""
+    with pytest.raises(InvalidArgumentError, match=r"api_key = .* characters"):
+        async with HttpSender.connected("127.0.0.1:1", key, ""):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -193,7 +241,7 @@ async def test_a_client_that_leaves_ends_its_request() -> None:
     assert generator.generations[0].closed
 
 
-@pytest.mark.parametrize(("key", "kind"), [(None, UnauthenticatedError), ("", UnavailableError)])
+@pytest.mark.parametrize(("key", "kind"), [(None, UnauthenticatedError), (KEY, UnavailableError)])
 async def test_who_is_not_let_in_is_told(
     unused_tcp_port: int, key: str | None, kind: type[ArboristError]
 ) -> None:

@@ -53,6 +53,12 @@ def test_without_a_file_the_line_is_printed(
     [
         (["two words"], "NAME = two words: must be 1 to 64 of letters"),
         (["a", "--expires", "soon"], "--expires = soon: must be a date or time"),
+        (["a", "--expires", "9999-12-31T23:59:59-05:00"], "before the year 10000"),
+        (["a", "--expires", "9999-12-31T23:59:59.999999"], "before the year 10000"),
+        (
+            ["a", "--expires", "2020-01-31"],
+            "--expires = 2020-01-31: must be a date or time to come",
+        ),
         (["a", "--file", "/nowhere/keys"], "No such file"),
     ],
 )

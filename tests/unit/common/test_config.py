@@ -79,6 +79,15 @@ def test_a_bad_api_key_is_not_repeated(keys: object) -> None:
         assert part not in caught.value.message
 
 
+@pytest.mark.parametrize("text", ["", " ", ",", " , "])
+def test_an_empty_list_of_keys_leaves_no_server_open(monkeypatch, text: str) -> None:
+    """A secret that did not arrive is refused at start; only what was never given asks for none."""
+    monkeypatch.setenv("ARBORIST_CONTROLLER__API_KEYS", text)
+
+    with pytest.raises(ConfigError, match=r"environment: controller\.api_keys: .*at least 1"):
+        load_config()
+
+
 def test_the_key_of_a_client_is_no_setting(monkeypatch) -> None:
     """A server started where a client's key is set starts as ever."""
     monkeypatch.setenv("ARBORIST_API_KEY", "a-key-of-16-chars")

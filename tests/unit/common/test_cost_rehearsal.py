@@ -91,6 +91,20 @@ class Busy:
         return function()
 
 
+async def test_a_forward_that_fails_is_told_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever it was: nobody else hears of it, and the worker serves on."""
+
+    def rehearse(rows: int) -> float | None:
+        raise RuntimeError("out of memory")
+
+    worker = Busy()
+    worker.empty.set()
+    await finish_rehearsal(CostRehearsal(rehearse, ForwardCosts()), worker)
+
+    assert "trying out forwards failed" in caplog.text
+    assert "out of memory" in caplog.text
+
+
 async def test_what_the_start_left_out_is_tried_while_there_is_no_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

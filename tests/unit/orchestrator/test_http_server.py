@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI
 
 from arborist.core.errors import UnavailableError
+from arborist.orchestrator import http_server
 from arborist.orchestrator.http_server import HttpServer
 
 
@@ -44,6 +45,27 @@ async def test_a_request_under_way_may_end_when_the_server_stops() -> None:
         may_end.set()
         assert (await request).json() == "done"
     await stopping
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("no loop"), None])
+async def test_a_server_that_ends_in_its_startup_is_waited_for_no_longer(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception | None
+) -> None:
+    """What ended it is raised; the port is free again and there is nothing to stop."""
+
+    async def serve(self: object, sockets: list[socket.socket]) -> None:
+        if failure is not None:
+            raise failure
+
+    monkeypatch.setattr(http_server._Server, "serve", serve)
+    server = HttpServer("127.0.0.1", 0)
+    kind, said = (UnavailableError, "before it was up") if failure is None else (RuntimeError, "no")
+    with pytest.raises(kind, match=said):
+        await asyncio.wait_for(server.start(FastAPI()), 10)
+
+    port = int(server.url.rpartition(":")[2])
+    socket.create_server(("127.0.0.1", port)).close()
+    await server.stop(0)
 
 
 async def test_a_port_in_use_is_named() -> None:

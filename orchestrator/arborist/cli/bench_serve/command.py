@@ -226,7 +226,6 @@ def bench_serve(
         max_sessions=max_sessions or max(64, *(point.concurrency or 0 for point in points)),
         tracing=tracing,
         trace_detail=trace_detail,
-        with_http=start and protocol == "http",
     )
     if start and (address is not None or metrics is not None):
         raise typer.BadParameter("--address and --metrics have no effect with --start")
@@ -292,7 +291,7 @@ async def _measure(job: _Job) -> dict[str, Any]:
         address, urls = job.address, job.metrics
         if job.start is not None:
             server = await stack.enter_async_context(own_server(job.start))
-            address = server.http_url or server.address
+            address = server.http_url if job.protocol == "http" else server.address
             urls = dict(server.metrics_urls)
         sender = await stack.enter_async_context(_sender(job, address))
         prompts = await _prompts(job, sender)
@@ -380,7 +379,7 @@ def _refuse_own(own: OwnServerSettings, max_sessions: int | None) -> None:
     """Refuses flags that would have no effect on a server that runs already."""
     given = {**asdict(own), "max_sessions": max_sessions}
     for name, value in given.items():
-        if value is not None and name not in ("tracing", "with_http"):
+        if value is not None and name != "tracing":
             flag = name.replace("_", "-")
             raise typer.BadParameter(
                 f"--{flag} has no effect on a running server: it needs --start"

@@ -10,9 +10,11 @@ from http import HTTPStatus
 from typing import Any, Self
 
 import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
 
 from arborist.cli.bench_serve.load_request import LoadRequest
 from arborist.cli.bench_serve.sender import Delivery, RoundTotals
+from arborist.client.call import key_metadata
 from arborist.client.completion import ModelCard
 from arborist.client.prompt import Message
 from arborist.common.errors import restore_error
@@ -23,6 +25,8 @@ DEFAULT_HTTP_ADDRESS = "127.0.0.1:8000"
 _MAX_LINE_BYTES = 1 << 20
 _DATA, _DONE = b"data: ", b"[DONE]"
 _MODELS_TIMEOUT_S = 30.0
+# What reading an answer meets that is no JSON, or not the objects it should be.
+_OF_ANOTHER_SHAPE = (ValueError, KeyError, TypeError, AttributeError)
 
 
 class HttpSender:
@@ -49,12 +53,14 @@ class HttpSender:
             address: host:port, or a URL without a path.
             api_key: Sent as `authorization: Bearer …`; None = none.
             model: Served name; empty = the only one.
+
+        Raises:
+            InvalidArgumentError: No header can carry the key; the message does not repeat it.
         """
         url = address.rstrip("/") if "://" in address else f"http://{address}"
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
-            headers=headers,
+            headers=dict(key_metadata(api_key)),
             read_bufsize=_MAX_LINE_BYTES,
         ) as session:
             yield cls(session, url, model)
@@ -92,11 +98,10 @@ class HttpSender:
         ):
             if reply.status != HTTPStatus.OK:
                 raise await _refusal(reply)
-            models = (await reply.json())["data"]
-        return [
-            ModelCard(one["id"], one["max_model_len"], one["vocab_size"], one["created"], True)
-            for one in models
-        ]
+            return [
+                ModelCard(one["id"], one["max_model_len"], one["vocab_size"], one["created"], True)
+                for one in (await reply.json())["data"]
+            ]
 
     @asynccontextmanager
     async def _failures(self) -> AsyncIterator[None]:
@@ -107,7 +112,8 @@ class HttpSender:
             raise DeadlineError("the request outlived its deadline") from None
         except aiohttp.ClientConnectorError:
             raise UnavailableError(f"no server answers at {self._url}") from None
-        except (aiohttp.ClientError, json.JSONDecodeError, KeyError):
+        except (aiohttp.ClientError, HttpProcessingError, *_OF_ANOTHER_SHAPE):
+            # HttpProcessingError: a line that is too long.
             raise UnavailableError(
                 f"the connection to {self._url} was lost, or it speaks another protocol"
             ) from None
@@ -155,7 +161,10 @@ async def _events(reply: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]
             return
         chunk = json.loads(data)
         if "error" in chunk:
-            raise _restored(chunk["error"])
+            error = chunk["error"]
+            if not isinstance(error, dict):
+                raise UnavailableError("the server ended the stream without saying why")
+            raise _restored(error)
         yield chunk
     raise UnavailableError("the stream ended before its end mark")
 
@@ -175,7 +184,9 @@ def _read(chunk: dict[str, Any], begun: bool) -> list[Delivery | RoundTotals]:
     if told is not None:
         found.append(
             RoundTotals(
-                told["num_spec_steps"], told["num_accepted_draft_tokens"], told["num_draft_tokens"]
+                int(told["num_spec_steps"]),
+                int(told["num_accepted_draft_tokens"]),
+                int(told["num_draft_tokens"]),
             )
         )
     return found
@@ -184,13 +195,15 @@ def _read(chunk: dict[str, Any], begun: bool) -> list[Delivery | RoundTotals]:
 async def _refusal(reply: aiohttp.ClientResponse) -> ArboristError:
     try:
         error = (await reply.json())["error"]
-    except (aiohttp.ClientError, json.JSONDecodeError, KeyError, TypeError):
+    except (aiohttp.ClientError, *_OF_ANOTHER_SHAPE):
+        error = None
+    if not isinstance(error, dict):
         return UnavailableError(f"the server answered {reply.status} without saying why")
     retry_s = reply.headers.get("Retry-After", "")
     return _restored(error, 1000 * int(retry_s) if retry_s.isdecimal() else 0)
 
 
 def _restored(error: dict[str, Any], retry_after_ms: int = 0) -> ArboristError:
-    metadata = {"field": error["param"]} if error.get("param") else {}
+    metadata = {"field": str(error["param"])} if error.get("param") else {}
     code, reason = ErrorCode.INTERNAL.value, str(error.get("code") or "")
     return restore_error(code, reason, str(error.get("message")), metadata, retry_after_ms)

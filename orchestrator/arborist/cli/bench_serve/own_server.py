@@ -30,7 +30,6 @@ class OwnServerSettings:
         max_sessions: Most requests decoded at a time.
         tracing: Whether every round is traced, as in production.
         trace_detail: level or round; None = as configured.
-        with_http: Whether the controller serves HTTP too.
     """
 
     config: Path | None = None
@@ -43,7 +42,6 @@ class OwnServerSettings:
     max_sessions: int = 64
     tracing: bool = True
     trace_detail: str | None = None
-    with_http: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class OwnServer:
 
     Attributes:
         address: Of the public gRPC API.
-        http_url: Of the HTTP API; empty = none.
+        http_url: Of the HTTP API.
         metrics_urls: Name of each process → URL of its metrics.
     """
 
@@ -104,7 +102,8 @@ def _arguments(
             "draft-addresses": addresses["draft"],
             "max-sessions": settings.max_sessions,
             "trace-detail": settings.trace_detail,
-            "http-port": 0 if settings.with_http else None,
+            # Any port, asked for or not: one that is configured may be in use.
+            "http-port": 0,
         }
     else:
         flags |= {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
@@ -15,6 +16,9 @@ from arborist.core.errors import ArboristError, UnauthenticatedError
 from arborist.orchestrator.api.client_key import client_key
 
 _RELOAD_PERIOD_S = 5.0
+# A file that has changed is taken once it stays as it is for so long.
+_SETTLE_S = 1.0
+_REPORT_PERIOD_S = 60.0
 _NAME_DIGITS = 12
 
 _log = logging.getLogger(__name__)
@@ -33,6 +37,7 @@ class Doorkeeper:
         key_file: Path | None = None,
         *,
         clock: Callable[[], float] = time.time,
+        count_refusal: Callable[[str], None] = lambda door: None,
     ) -> None:
         """Reads the file.
 
@@ -40,6 +45,7 @@ class Doorkeeper:
             keys: Keys that stay.
             key_file: Further ones, which may change; None = none.
             clock: Unix time, in seconds.
+            count_refusal: Takes the door of every request that is refused.
 
         Raises:
             InvalidArgumentError: The file cannot be used.
@@ -47,6 +53,10 @@ class Doorkeeper:
         self._fixed = tuple(keys)
         self._file = key_file
         self._clock = clock
+        self._count_refusal = count_refusal
+        self._refusals: Counter[str] = Counter()
+        self._next_report_s = 0.0
+        self._unsettled: tuple[int, ...] | None = None
         self._stamp: tuple[int, ...] = ()
         self._by_digest = {one.digest: one for one in self._fixed}
         if key_file is not None:
@@ -54,8 +64,14 @@ class Doorkeeper:
             self._take(read_key_file(key_file))
 
     @classmethod
-    def from_config(cls, settings: ControllerConfig) -> Self:
+    def from_config(
+        cls, settings: ControllerConfig, count_refusal: Callable[[str], None] = lambda door: None
+    ) -> Self:
         """Makes the one of a configuration.
+
+        Args:
+            settings: Of the controller.
+            count_refusal: Takes the door of every request that is refused.
 
         Raises:
             InvalidArgumentError: The key file cannot be used.
@@ -64,12 +80,19 @@ class Doorkeeper:
             ApiKey(f"key-{one.removeprefix('sha256:')[:_NAME_DIGITS]}", one)
             for one in settings.api_keys
         ]
-        return cls(named, settings.api_keys_file)
+        return cls(named, settings.api_keys_file, count_refusal=count_refusal)
 
     @property
     def asks(self) -> bool:
         """Returns whether a key is needed at all."""
         return bool(self._fixed) or self._file is not None
+
+    def announce(self) -> None:
+        """Says in the log whether keys are asked for."""
+        if self.asks:
+            _log.info("requests need an API key; %d are let in", len(self._by_digest))
+        else:
+            _log.info("no API keys are configured: every request is let in")
 
     def admit(self, headers: Iterable[tuple[str, str | bytes]], peer: str) -> str:
         """Returns who a request is from: what requests of one client have in common.
@@ -92,33 +115,65 @@ class Doorkeeper:
             raise UnauthenticatedError("the API key is not known, or no longer valid")
         return f"key:{key.name}"
 
-    def reload(self) -> None:
+    def note_refusal(self, door: str) -> None:
+        """Counts a request that `admit` refused; the log hears of them once a minute at most.
+
+        Args:
+            door: ``http`` or ``grpc``.
+        """
+        self._count_refusal(door)
+        self._refusals[door] += 1
+        if (now_s := self._clock()) >= self._next_report_s:
+            self._next_report_s = now_s + _REPORT_PERIOD_S
+            counts = ", ".join(f"{name} {count}" for name, count in sorted(self._refusals.items()))
+            _log.warning("requests refused for want of a known API key, by door: %s", counts)
+
+    def reload(self) -> bool:
         """Reads the file again if it has changed; what cannot be used changes nothing.
 
         A file that is being written or replaced must not lock everybody out; one without keys does.
+        So a change counts at the second look that finds the same one.
+
+        Returns:
+            Whether to look again soon: the file has changed and may still be changing.
         """
         if self._file is None:
-            return
+            return False
         stamp = _stamp(self._file)
         if stamp == self._stamp:
-            return
+            self._unsettled = None
+            return False
+        if stamp != self._unsettled:
+            self._unsettled = stamp
+            return True
         try:
             keys = read_key_file(self._file)
         except ArboristError as error:
+            if self._moved_on(stamp):
+                return True
             _log.error("the keys stay as they were: %s", error.message)
         else:
+            if self._moved_on(stamp):
+                return True
             self._take(keys)
             _log.info("API keys read again: %d", len(self._by_digest))
-        self._stamp = stamp
+        self._stamp, self._unsettled = stamp, None
+        return False
 
     async def follow(self) -> None:
         """Keeps up with the file until it is cancelled."""
+        changing = False
         while self._file is not None:
-            await asyncio.sleep(_RELOAD_PERIOD_S)
+            await asyncio.sleep(_SETTLE_S if changing else _RELOAD_PERIOD_S)
             try:
-                await asyncio.to_thread(self.reload)
+                changing = await asyncio.to_thread(self.reload)
             except Exception:  # noqa: BLE001 - whatever it was, keys can still be revoked later
                 _log.exception("the API keys could not be read again")
+
+    def _moved_on(self, stamp: tuple[int, ...]) -> bool:
+        """Returns whether the file is no longer the one of the stamp, and notes what it is."""
+        self._unsettled = _stamp(self._file) if self._file is not None else ()
+        return self._unsettled != stamp
 
     def _take(self, keys: Iterable[ApiKey]) -> None:
         # One assignment: requests of another thread see all of it or nothing.

@@ -33,6 +33,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
             try:
                 self._doorkeeper.admit(handler_call_details.invocation_metadata or (), "")
             except UnauthenticatedError as error:
+                self._doorkeeper.note_refusal("grpc")
                 return _refusal(error)
         return await continuation(handler_call_details)
 

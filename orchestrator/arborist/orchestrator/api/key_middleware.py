@@ -36,6 +36,7 @@ class KeyMiddleware:
             try:
                 scope[_CLIENT] = self._doorkeeper.admit(headers, f"{host}:0")
             except UnauthenticatedError as error:
+                self._doorkeeper.note_refusal("http")
                 await error_response(error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -55,6 +55,8 @@ _DOORS: tuple[Door, ...] = (
     "grpc",
     "http_choices",
 )
+# Requests that a server refuses leave nothing behind, and show nothing.
+_MOST_FAILED_SHARE = 0.01
 _COUNTS = ("num_sessions", "kv_reserved_tokens", "num_requests", "num_tasks", "num_descriptors")
 _SETTLE_S = 15.0
 _TIMEOUT_S = 120.0
@@ -490,7 +492,8 @@ def main(
     if json_file is not None:
         json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print_report(report)
-    if report["left_behind"] or max(_growths(report)) > max_growth_mb:
+    refused = sum(report["failed"].values()) > _MOST_FAILED_SHARE * num_requests
+    if refused or report["left_behind"] or max(_growths(report)) > max_growth_mb:
         raise typer.Exit(1)
 
 

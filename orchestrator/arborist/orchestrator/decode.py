@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from arborist.core.engine import DraftOpen, TargetOpen
@@ -536,18 +537,22 @@ class Decoder:
         Returns:
             The target and the draft whose features it keeps.
         Raises:
-            ResourceExhaustedError: None has room; the last one's words.
+            ResourceExhaustedError: None has room, though one could have.
+            InvalidArgumentError: None could ever hold it, or take it.
         """
         full: list[TargetLink] = []
+        refusal: ArboristError | None = None
         target = await self._workers.target(self._lost_target)
-        while True:
+        while target not in full:
             try:
                 return target, await self._open_at(target, known)
-            except ResourceExhaustedError:
-                full.append(target)
-                target = await self._workers.target(self._lost_target, full)
-                if target in full:
-                    raise
+            except (ResourceExhaustedError, InvalidArgumentError) as error:
+                # What is too long for one may fit another: targets need not be alike.
+                if refusal is None or isinstance(error, ResourceExhaustedError):
+                    refusal = error
+            full.append(target)
+            target = await self._workers.target(self._lost_target, full)
+        raise refusal or UnavailableError("no target")
 
     async def _open_at(self, target: TargetLink, known: list[int]) -> DraftLink | None:
         """Opens the session at a target and returns the draft whose features it keeps."""
@@ -588,14 +593,23 @@ class Decoder:
         """Returns the target, rebuilding the session from the committed log if it was lost."""
         if self._target is not None:
             return self._target
-        with self._workers.moving():
-            return await self._rebuild(timer)
+        with ExitStack() as ahead:
+            return await self._rebuild(timer, ahead)
 
-    async def _rebuild(self, timer: PhaseTimer) -> TargetLink:
+    async def _rebuild(self, timer: PhaseTimer, ahead: ExitStack) -> TargetLink:
+        """Opens the session elsewhere and prefills what was committed.
+
+        Args:
+            timer: Of the round.
+            ahead: Holds new sessions back while this one waits for room.
+        """
         known = self._session.committed(0, self._session.committed_length - 1)
+        waits = False
         while self._target is None:
             try:
                 self._target, _ = await self._open_target(known)
+                ahead.close()
+                waits = False
                 await self._prefill_target(self._target, known, timer, fresh=False)
             except _TARGET_LOST as error:
                 self._lose_target(error)
@@ -604,6 +618,9 @@ class Decoder:
                 if self._target is not None:
                     self._target.release(self._session.session_id)
                     self._target = None
+                if not waits:
+                    ahead.enter_context(self._workers.moving())
+                    waits = True
                 await self._workers.wait_for_room(error)
         return self._target
 

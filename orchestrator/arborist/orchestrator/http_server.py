@@ -13,6 +13,9 @@ from fastapi import FastAPI
 
 from arborist.core.errors import UnavailableError
 
+# Of a request line and headers: over the most that `max_metadata_bytes` may allow.
+_MAX_HEAD_BYTES = 1 << 22
+
 
 class HttpServer:
     """One listening port, from `start` to `stop`."""
@@ -44,7 +47,14 @@ class HttpServer:
         host = f"[{self._host}]" if ":" in self._host else self._host
         self.url = f"http://{host}:{bound.getsockname()[1]}"
         settings = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", server_header=False
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            # The one that bounds headers before it has read them all.
+            http="h11",
+            h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
         )
         self._server = server = _Server(settings)
         self._serving = serving = asyncio.create_task(server.serve([bound]), name="http")

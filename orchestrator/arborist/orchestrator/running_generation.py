@@ -104,6 +104,7 @@ class RunningGeneration:
         self._failure: ArboristError | None = None
         self._decoded = False
         self._left = False
+        self._cancelled = False
         self._over = False
         self._loop = asyncio.get_running_loop()
         self.decoding: asyncio.Future[None] = self._loop.create_future()
@@ -261,15 +262,17 @@ class RunningGeneration:
 
     def _end_decoding(self, task: asyncio.Task[None]) -> None:
         # Not in the coroutine's `finally`: a task cancelled before its first step never gets there.
-        self._ticket.leave()
         self._decoded = True
         # It keeps what it ended with, frames and all: a circle that only garbage collection finds.
         self._task = None
-        self._wake_reader()
-        if self._left and not self._over:
-            self._close(FinishReason.CANCELLED, None)
-        if not self.decoding.done():
-            self.decoding.set_result(None)
+        try:
+            self._ticket.leave()
+            self._wake_reader()
+            if self._left and not self._over:
+                self._close(FinishReason.CANCELLED, None)
+        finally:
+            if not self.decoding.done():
+                self.decoding.set_result(None)
 
     async def _try(self, attempt: Attempt) -> bool:
         """Decodes to the end.
@@ -310,7 +313,9 @@ class RunningGeneration:
             self._reader.set_result(None)
 
     def _cancel_decoding(self) -> None:
-        if self._task is not None and not self._task.cancelling():
+        # Not `cancelling()`: a timeout of its own may be cancelling the task for a moment.
+        if self._task is not None and not self._cancelled:
+            self._cancelled = True
             self._task.cancel()
 
     async def _stop_decoding(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -20,6 +21,8 @@ from arborist.common.attach import PROTOCOL_VERSION, Attach, Attached
 from arborist.common.command import Reply
 from arborist.common.errors import error_from_call
 from arborist.core.errors import ArboristError, DeadlineError, MismatchError, UnavailableError
+
+_log = logging.getLogger(__name__)
 
 CommandT = TypeVar("CommandT")
 AnswerT = TypeVar("AnswerT")
@@ -63,10 +66,13 @@ class Patience:
     Attributes:
         is_alive: Asks the worker for a sign of life; used when it sent no frame either.
         max_extensions: How often a command gets its time again.
+        max_extra_s: Once it got so much more, in seconds, it gets no further time: that a worker's
+            event loop answers does not say that its forwards end.
     """
 
     is_alive: Callable[[], Awaitable[bool]]
     max_extensions: int
+    max_extra_s: float
 
 
 @dataclass(slots=True)
@@ -79,6 +85,11 @@ class _Asked(Generic[AnswerT]):
     frames_before: int
     parts: list[Reply[AnswerT]] = field(default_factory=list)
     num_extensions: int = 0
+
+    def is_exhausted(self, patience: Patience) -> bool:
+        """Returns whether it gets no more time."""
+        extra_s = self.num_extensions * self.deadline_s
+        return self.num_extensions >= patience.max_extensions or extra_s >= patience.max_extra_s
 
 
 class CommandStream(Generic[CommandT, AnswerT]):
@@ -278,7 +289,7 @@ class CommandStream(Generic[CommandT, AnswerT]):
         self._sweep = self._loop.call_later(_SWEEP_S, self._expire) if self._asked else None
         doubtful = False
         for asked in self._overdue():
-            if self._patience is None or asked.num_extensions >= self._patience.max_extensions:
+            if self._patience is None or asked.is_exhausted(self._patience):
                 self._give_up(asked)
             elif asked.frames_before != self._num_frames:
                 self._extend(asked)
@@ -297,13 +308,17 @@ class CommandStream(Generic[CommandT, AnswerT]):
         """Decides over what is overdue at a worker that says nothing."""
         try:
             alive = await patience.is_alive()
-            for asked in self._overdue():
-                if alive and asked.num_extensions < patience.max_extensions:
-                    self._extend(asked)
-                else:
-                    self._give_up(asked)
+        except Exception:  # noqa: BLE001 - whatever it is, what is overdue must be decided
+            _log.exception("asking the %s worker for a sign of life failed", self._wire.kind)
+            alive = False
         finally:
             self._probe = None
+        for asked in self._overdue():
+            came = asked.frames_before != self._num_frames
+            if (alive or came) and not asked.is_exhausted(patience):
+                self._extend(asked)
+            else:
+                self._give_up(asked)
 
     def _extend(self, asked: _Asked[AnswerT]) -> None:
         asked.num_extensions += 1

@@ -53,6 +53,7 @@ class ConnectionSettings:
         probe_timeout_s: Until a worker that is late with a command must have answered GetInfo.
         max_extensions: How often a command gets its time again at a worker that is late but
             alive, where the protocol is patient.
+        max_extra_s: Once it got so much more time, it gets no further.
     """
 
     connect_timeout_s: float = 5.0
@@ -61,6 +62,7 @@ class ConnectionSettings:
     refresh_s: float = 2.0
     probe_timeout_s: float = 2.0
     max_extensions: int = 15
+    max_extra_s: float = 30.0
 
     def channel_options(self, lane: StreamLane) -> list[tuple[str, int | str]]:
         """Returns gRPC options of a lane's own channel."""
@@ -278,7 +280,8 @@ class WorkerConnection(Generic[CommandT, AnswerT, InfoT]):
     def _patience(self) -> Patience | None:
         if not self._protocol.patient:
             return None
-        return Patience(self._is_alive, self._settings.max_extensions)
+        settings = self._settings
+        return Patience(self._is_alive, settings.max_extensions, settings.max_extra_s)
 
     async def _is_alive(self) -> bool:
         try:

@@ -35,6 +35,8 @@ _FIND_TIMEOUT_S = 0.1
 # sessions is there.
 _ROOM_PERIOD_S = 0.1
 _MAX_TRIES_ALONE = 50
+# What others of ours hold may be out of reach too, so that no wait is without end; in seconds.
+_MOST_WAIT_FOR_ROOM_S = 120.0
 
 CommandT = TypeVar("CommandT")
 AnswerT = TypeVar("AnswerT")
@@ -266,6 +268,7 @@ class SessionWorkers:
         """
         self._moving = moving
         self._tries_alone = 0
+        self._waiting_since_s: float | None = None
         self._placement = placement
         self._pool = pool
         self._model = model
@@ -312,14 +315,16 @@ class SessionWorkers:
         return self._moving()
 
     async def wait_for_room(self, error: ResourceExhaustedError) -> None:
-        """Waits a moment for sessions of ours to end; as often as there are any.
+        """Waits a moment for sessions of ours to end; as often as there are any, up to two minutes.
 
         Raises:
-            ResourceExhaustedError: None of ours has been at a target for a while.
+            ResourceExhaustedError: None of ours has been at a target for a while, or time is up.
         """
+        now_s = asyncio.get_running_loop().time()
+        since_s = self._waiting_since_s = self._waiting_since_s or now_s
         others = any(link.sessions for link in self._candidates())
         self._tries_alone = 0 if others else self._tries_alone + 1
-        if self._tries_alone > _MAX_TRIES_ALONE:
+        if self._tries_alone > _MAX_TRIES_ALONE or now_s - since_s > _MOST_WAIT_FOR_ROOM_S:
             raise error
         await asyncio.sleep(_ROOM_PERIOD_S)
 

@@ -345,6 +345,7 @@ class ComputeThread:
             self._engine.release(session)
         except Exception:  # noqa: BLE001 - logged; the session is given up anyway
             _log.exception("the release of a session that was given up failed")
+        self.kv_reserved_tokens = self._engine.kv_reserved_tokens
 
 
 def _gone() -> UnknownSessionError:

@@ -14,7 +14,7 @@ class IdleMemory:
 
     The C library keeps what was freed for its own next allocation, in pieces of all sizes: after
     load a process stays as large as it ever was, and how large that is depends on chance. What it
-    keeps is given back when nothing has run for a moment, never while something does.
+    keeps is given back when nothing has run for a moment.
     """
 
     def __init__(self, give_back: Callable[[], object] | None = None, idle_s: float = _IDLE_S):
@@ -27,11 +27,12 @@ class IdleMemory:
         self._give_back = give_back or trim_heap
         self._idle_s = idle_s
         self._busy = False
+        self._closed = False
         self._timer: asyncio.TimerHandle | None = None
 
     def follow(self, busy: bool) -> None:
         """Takes whether there is work now; cheap when that has not changed."""
-        if busy == self._busy:
+        if busy == self._busy or self._closed:
             return
         self._busy = busy
         if self._timer is not None:
@@ -43,6 +44,7 @@ class IdleMemory:
 
     def close(self) -> None:
         """Gives nothing back any more; safe to call twice."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

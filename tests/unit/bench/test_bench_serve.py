@@ -405,3 +405,15 @@ def test_wrong_usage_is_one_line(
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_figure_that_some_runs_do_not_have_is_the_median_of_the_others() -> None:
+    """A draft that rested all the time ran no forward; `cpu_s` it has all the same."""
+    resting = {"processes": {"draft": {"cpu_s": 0.1}}, "errors": {"X": 1}}
+    drafting = {"processes": {"draft": {"cpu_s": 0.3, "forwards": 7}}, "errors": {}}
+
+    for runs in ([resting, drafting, drafting], [drafting, resting, drafting]):
+        merged = median_figures(runs)
+        assert merged["processes"]["draft"] == {"cpu_s": 0.3, "forwards": 7}
+        assert merged["errors"] == {"X": 1}
+    assert median_figures([resting, resting])["processes"]["draft"] == {"cpu_s": 0.1}

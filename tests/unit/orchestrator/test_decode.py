@@ -17,6 +17,7 @@ from tests.unit.orchestrator.fake_workers import (
 
 from arborist.core.errors import (
     DeadlineError,
+    InvalidArgumentError,
     ResourceExhaustedError,
     SessionFailedError,
     StaleStampError,
@@ -490,12 +491,19 @@ async def test_a_full_target_is_passed_over_for_one_with_room():
         await asyncio.sleep(0)
         raise ResourceExhaustedError("planned")
 
-    full = [FakeTarget(refuse), FakeTarget(refuse)]
+    async def too_long(command: str) -> None:
+        await asyncio.sleep(0)
+        raise InvalidArgumentError("max_length", 40, "at most 8, the KV of this target")
+
+    full = [FakeTarget(refuse), FakeTarget(too_long)]
     decoder, session = make_decoder(FakeWorkers([*full, FakeTarget()], FakeDraft(1.0)))
     await decode(decoder)
     assert session.output == EXPECTED
     decoder, _ = make_decoder(FakeWorkers(full, FakeDraft(1.0)))
     with pytest.raises(ResourceExhaustedError):
+        await decode(decoder)
+    decoder, _ = make_decoder(FakeWorkers([FakeTarget(too_long)], FakeDraft(1.0)))
+    with pytest.raises(InvalidArgumentError):
         await decode(decoder)
 
 

@@ -179,11 +179,33 @@ async def test_patience_with_an_answer_that_never_comes_ends():
             await asyncio.sleep(60)
         return [opened(command)]
 
-    settings = ConnectionSettings(backoff_first_s=0.02, max_extensions=3)
+    for settings in (
+        ConnectionSettings(backoff_first_s=0.02, max_extensions=3),
+        ConnectionSettings(backoff_first_s=0.02, max_extensions=1000, max_extra_s=0.15),
+    ):
+        async with connected(ScriptedTarget(answer), settings) as link:
+            with pytest.raises(DeadlineError, match="200 ms"):
+                await link.open("never", 1, REQUEST, 0.05)
+            await link.open("next", 1, REQUEST, 5.0)
+
+
+async def test_a_sign_of_life_that_breaks_decides_all_the_same(monkeypatch):
+    """Whatever asking for it raises, nobody waits for ever."""
+
+    async def answer(command):
+        if command.session_id == "never":
+            await asyncio.sleep(60)
+        return [opened(command)]
+
+    async def broken(self) -> bool:
+        await asyncio.sleep(0)
+        raise RuntimeError("planned")
+
+    monkeypatch.setattr(WorkerConnection, "_is_alive", broken)
+    settings = ConnectionSettings(backoff_first_s=0.02, max_extensions=1000)
     async with connected(ScriptedTarget(answer), settings) as link:
-        with pytest.raises(DeadlineError, match="200 ms"):
+        with pytest.raises(DeadlineError):
             await link.open("never", 1, REQUEST, 0.05)
-        await link.open("next", 1, REQUEST, 5.0)
 
 
 async def test_a_lost_stream_fails_what_is_pending_and_comes_back():

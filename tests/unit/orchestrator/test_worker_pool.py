@@ -155,3 +155,20 @@ async def test_a_session_that_moves_does_not_wait_for_nobody(monkeypatch) -> Non
 
         with pytest.raises(ResourceExhaustedError, match="full"):
             await insist()
+
+
+async def test_a_session_that_moves_waits_for_others_no_longer_than_it_may(monkeypatch) -> None:
+    """What they hold may never be for it: another controller's sessions may take it first."""
+    monkeypatch.setattr(worker_pool_module, "_ROOM_PERIOD_S", 0.01)
+    monkeypatch.setattr(worker_pool_module, "_MOST_WAIT_FOR_ROOM_S", 0.05)
+    async with controlling(ScriptedTarget()) as controller:
+        session = SessionWorkers(controller.workers, "scripted", 1.0)
+        controller.workers.targets[0].sessions.add("another")
+
+        async def insist() -> None:
+            for _ in range(1000):
+                await session.wait_for_room(ResourceExhaustedError("full"))
+
+        with pytest.raises(ResourceExhaustedError, match="full"):
+            await insist()
+        controller.workers.targets[0].sessions.clear()

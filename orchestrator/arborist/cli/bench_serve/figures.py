@@ -85,19 +85,18 @@ def median_figures(runs: Sequence[Json]) -> Json:
     """Returns the median of every number over runs of one point; errors are added up.
 
     Args:
-        runs: From `run_figures`, at least one.
+        runs: From `run_figures`, at least one. What a run has no figure for, such as the forwards
+            of a draft that rested all the time, is left out of the median.
     """
-    first = runs[0]
     merged: Json = {}
-    for key, value in first.items():
-        values = [run[key] for run in runs]
+    for key in dict.fromkeys(key for run in runs for key in run):
+        values = [run[key] for run in runs if run.get(key) is not None]
         if key == "errors":
             merged[key] = dict(sum((Counter(one) for one in values), Counter()))
-        elif isinstance(value, dict):
+        elif values and isinstance(values[0], dict):
             merged[key] = median_figures(values)
         else:
-            numbers = [one for one in values if one is not None]
-            merged[key] = median(numbers) if numbers else None
+            merged[key] = median(values) if values else None
     return merged
 
 

@@ -40,7 +40,7 @@ _WORTH_A_TRIAL = 0.75
 # next one so many times as dear.
 _LEAST_LOSS = 0.1
 _BACKOFF = 2.0
-_MOST_BACKOFF = 64.0
+_MOST_BACKOFF = 16.0
 # Share of the time that may be lost to trials, and to larger trees tried by single sessions.
 _TRIAL_SHARE = 0.01
 _PROBE_SHARE = 0.01
@@ -48,8 +48,11 @@ _MOST_SAVED_MS = 4000.0
 # Fewest rounds between two larger trees tried; every so many tries are of the whole tree.
 PROBE_ROUNDS = 8
 _WHOLE_TREE_PROBES = 4
-# Rows that a draft lacks when a single session tries a tree while others rest.
+# Rows that a draft lacks when a single session tries a tree while others rest, at first; what
+# tries really took, over what they were expected to take, is learned up to a factor.
 _ROWS_BEHIND = 128
+_DEAREST_PROBE = 16.0
+_PROBE_WEIGHT = 0.2
 
 
 class CostedTarget(Protocol):
@@ -98,6 +101,11 @@ class Experience:
         self._saved_for_probes_ms = 0.0
         # By sessions as a power of two.
         self._backoffs: dict[int, float] = {}
+        self._probe_factors: dict[int, float] = {}
+        self._change_costs_ms: dict[int, float] = {}
+        # Of the last larger tree tried, and of the last change.
+        self._expected_loss_ms = 0.0
+        self._change_cost_ms = 0.0
 
     @property
     def rests(self) -> bool:
@@ -175,9 +183,10 @@ class Experience:
         sessions = load.num_sessions
         lost_ms = max(_LEAST_LOSS, 1.0 - gain) * self._trial_ms(other, grid, load) * backoff
         seen = self._paces.is_known(drafted=not self._drafting, num_sessions=sessions)
+        lost_ms += self._change_costs_ms.get(bucket, 0.0)
         if gain > _CLEARLY_BETTER and (seen or backoff == 1.0):
-            lost_ms = 0.0
-        if lost_ms <= self._saved_for_trials_ms:
+            self._change(sessions, on_trial=True)
+        elif lost_ms <= self._saved_for_trials_ms:
             self._saved_for_trials_ms -= lost_ms
             self._change(sessions, on_trial=True)
 
@@ -185,6 +194,7 @@ class Experience:
         self._drafting = not self._drafting
         self._on_trial = on_trial
         self._rounds_to_settle = _SETTLING_ROUNDS * num_sessions
+        self._change_cost_ms = 0.0
         self._rounds_of_trial = 0
         if on_trial:
             self._paces.forget(drafted=self._drafting, num_sessions=num_sessions)
@@ -224,28 +234,37 @@ class Experience:
         if present.shape is None:
             probe_ms += load.draft.ms(_ROWS_BEHIND)
         lost_ms = max(0.0, probe_ms - (1 + accepted) / (present.tokens_per_ms * load.num_sessions))
-        if lost_ms > self._saved_for_probes_ms:
+        price_ms = lost_ms * self._probe_factors.get(load_bucket(load.num_sessions), 1.0)
+        if price_ms > self._saved_for_probes_ms:
             return None
-        self._saved_for_probes_ms -= lost_ms
+        self._saved_for_probes_ms -= price_ms
+        self._expected_loss_ms = lost_ms
         self._rounds_since_probe = 0
         self._num_probes += 1
         return shape
 
-    def observe_probe(self, limit: TreeShape, actual_ms: float, num_tokens: int) -> None:
+    def observe_probe(
+        self, limit: TreeShape, actual_ms: float, num_tokens: int, num_sessions: int
+    ) -> None:
         """Takes the time of a larger tree that a session tried.
 
-        What it took beyond its tokens' worth, a draft's catching up above all, is paid for before
-        the next one.
+        What it took beyond its tokens' worth, a draft's catching up above all, makes later ones at
+        about as many sessions dearer.
 
         Args:
             limit: The session's largest tree.
             actual_ms: The whole round.
             num_tokens: What it brought.
+            num_sessions: Sessions that share the target.
         """
         present = self._present.get(limit)
-        if present is not None:
-            lost_ms = actual_ms - num_tokens / present.tokens_per_ms
-            self._saved_for_probes_ms -= max(0.0, lost_ms)
+        if present is None or self._expected_loss_ms <= 0.0:
+            return
+        bucket = load_bucket(num_sessions)
+        lost_ms = max(0.0, actual_ms - num_tokens / present.tokens_per_ms)
+        factor = min(max(lost_ms / self._expected_loss_ms, 1.0), _DEAREST_PROBE)
+        seen = self._probe_factors.get(bucket, factor)
+        self._probe_factors[bucket] = seen + _PROBE_WEIGHT * (factor - seen)
 
     def observe(
         self, actual_ms: float, expected_ms: float, *, drafted: bool, num_sessions: int
@@ -266,8 +285,9 @@ class Experience:
         if self._rounds_to_settle > 0:
             self._rounds_to_settle -= 1
             if drafted:
-                # Catching up takes what it takes; it is paid for before the next trial.
-                self._saved_for_trials_ms -= max(0.0, actual_ms - expected_ms) / num_sessions
+                # Catching up takes what it takes; the next trial of as many is to pay for it.
+                self._change_cost_ms += max(0.0, actual_ms - expected_ms) / num_sessions
+                self._change_costs_ms[load_bucket(num_sessions)] = self._change_cost_ms
             return
         self._rounds_to_give_up = max(0, self._rounds_to_give_up - 1)
         if drafted != self._drafting:

@@ -122,7 +122,7 @@ class TreeSizer:
         if self._probes:
             # Its time is the others' forwards and its own draft's catching up.
             tokens = 1 + round_.accepted_count
-            experience.observe_probe(self._largest.shape, actual_ms, tokens)
+            experience.observe_probe(self._largest.shape, actual_ms, tokens, load.num_sessions)
             return
         if round_.speculated:
             shape = TreeShape(

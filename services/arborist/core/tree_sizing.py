@@ -17,7 +17,7 @@ from arborist.core.cost_table import CostTable
 from arborist.core.shape import TreeShape
 
 # Another size must promise this much more before it replaces the present one.
-_HYSTERESIS = 1.05
+_HYSTERESIS = 1.1
 # A trip to a worker and back beside its forward, and what each further session adds to it: without
 # them, rounds of small trees would look better than they are. `Load`'s slowdowns set the sum right.
 _TRIP_MS = 1.5

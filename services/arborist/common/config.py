@@ -432,10 +432,10 @@ class ControllerConfig(Section):
         """Keeps what identifies a key; no message repeats one."""
         if isinstance(value, str):
             value = split_keys(value)
+            if not value:  # A secret that did not arrive must not leave the server open.
+                raise ValueError("has no key: must have at least 1, or be left out to ask for none")
         if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
             raise ValueError("must be a list of texts")
-        if not value:  # A secret that did not arrive must not leave the server open.
-            raise ValueError("has no key: must have at least 1, or be left out to ask for none")
         return tuple(known_by_digest(one) for one in value)
 
     @field_validator("target_addresses", "draft_addresses")

@@ -88,6 +88,13 @@ def test_an_empty_list_of_keys_leaves_no_server_open(monkeypatch, text: str) -> 
         load_config()
 
 
+def test_a_configuration_that_asks_for_no_key_reads_as_it_was_written() -> None:
+    """Ray Serve hands it on as plain sections."""
+    plain = load_config().model_dump()
+
+    assert parse_config({"args": plain}) == load_config()
+
+
 def test_the_key_of_a_client_is_no_setting(monkeypatch) -> None:
     """A server started where a client's key is set starts as ever."""
     monkeypatch.setenv("ARBORIST_API_KEY", "a-key-of-16-chars")

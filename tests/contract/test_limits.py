@@ -12,7 +12,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 from tests.contract.scripted_generator import ScriptedGeneration, ScriptedGenerator
-from tests.contract.test_same_verdict import Doors, grpc_message, http_body
+from tests.contract.test_same_verdict import Doors, agree, grpc_message, http_body
 from tests.integration.http_server import http_server
 from tests.integration.loopback import until
 from tests.unit.api.tokenizers import byte_level_tokenizer
@@ -130,18 +130,6 @@ async def open_doors(
     ):
         yield Doors(pb_grpc.GenerationServiceStub(channel), client)
     await server.stop(0.0)
-
-
-def agree(
-    over_grpc: ArboristError | None, over_http: dict[str, Any] | None, *, passes: bool
-) -> None:
-    """Checks that both doors gave the verdict, for the same reason."""
-    if passes:
-        assert (over_grpc, over_http) == (None, None)
-        return
-    assert over_grpc is not None
-    assert over_http is not None
-    assert over_http["code"] == over_grpc.reason
 
 
 @pytest.mark.parametrize(("field", "value", "passes"), TABLE)

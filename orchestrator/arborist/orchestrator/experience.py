@@ -41,12 +41,12 @@ _WORTH_A_TRIAL = 0.75
 _LEAST_LOSS = 0.1
 _BACKOFF = 2.0
 _MOST_BACKOFF = 16.0
-# Share of the time that may be lost to trials, and to larger trees tried by single sessions.
-_TRIAL_SHARE = 0.01
-_PROBE_SHARE = 0.01
+# Share of the time that may be lost to trials; as much again to larger trees tried by single
+# sessions.
+_LOSS_SHARE = 0.01
 _MOST_SAVED_MS = 4000.0
 # Fewest rounds between two larger trees tried; every so many tries are of the whole tree.
-PROBE_ROUNDS = 8
+_PROBE_ROUNDS = 8
 _WHOLE_TREE_PROBES = 4
 # Rows that a draft lacks when a single session tries a tree while others rest, at first; what
 # tries really took, over what they were expected to take, is learned up to a factor.
@@ -74,6 +74,25 @@ class CostedTarget(Protocol):
         ...
 
 
+class Savings:
+    """Time that may be lost to tries, saved up as time goes by."""
+
+    def __init__(self) -> None:
+        """Starts without any."""
+        self._saved_ms = 0.0
+
+    def add(self, passed_ms: float) -> None:
+        """Saves a share of time that passed."""
+        self._saved_ms = min(self._saved_ms + _LOSS_SHARE * passed_ms, _MOST_SAVED_MS)
+
+    def spend(self, lost_ms: float) -> bool:
+        """Takes what a try may lose; returns False, and takes nothing, if so much is not there."""
+        if lost_ms > self._saved_ms:
+            return False
+        self._saved_ms -= lost_ms
+        return True
+
+
 class Experience:
     """What was learned at one target.
 
@@ -97,8 +116,8 @@ class Experience:
         self._rounds_to_give_up = 0
         self._rounds_since_probe = 0
         self._num_probes = 0
-        self._saved_for_trials_ms = 0.0
-        self._saved_for_probes_ms = 0.0
+        self._saved_for_trials = Savings()
+        self._saved_for_probes = Savings()
         # By sessions as a power of two.
         self._backoffs: dict[int, float] = {}
         self._probe_factors: dict[int, float] = {}
@@ -167,27 +186,25 @@ class Experience:
             return
         now, other = (tree, root) if self._drafting else (root, tree)
         gain = other.tokens_per_ms / now.tokens_per_ms
-        bucket = load_bucket(load.num_sessions)
+        sessions = load.num_sessions
+        bucket = load_bucket(sessions)
         backoff = self._backoffs.get(bucket, 1.0)
         if self._on_trial:
             self._on_trial = False
-            told = self._paces.is_known(drafted=self._drafting, num_sessions=load.num_sessions)
+            told = self._paces.is_known(drafted=self._drafting, num_sessions=sessions)
             if told and gain <= 1.0:
                 self._backoffs[bucket] = 1.0
             else:
                 self._backoffs[bucket] = min(_BACKOFF * backoff, _MOST_BACKOFF)
-                self._change(load.num_sessions, on_trial=False)
+                self._change(sessions, on_trial=False)
             return
         if gain < _WORTH_A_TRIAL:
             return
-        sessions = load.num_sessions
         lost_ms = max(_LEAST_LOSS, 1.0 - gain) * self._trial_ms(other, grid, load) * backoff
         seen = self._paces.is_known(drafted=not self._drafting, num_sessions=sessions)
         lost_ms += self._change_costs_ms.get(bucket, 0.0)
-        if gain > _CLEARLY_BETTER and (seen or backoff == 1.0):
-            self._change(sessions, on_trial=True)
-        elif lost_ms <= self._saved_for_trials_ms:
-            self._saved_for_trials_ms -= lost_ms
+        free = gain > _CLEARLY_BETTER and (seen or backoff == 1.0)
+        if free or self._saved_for_trials.spend(lost_ms):
             self._change(sessions, on_trial=True)
 
     def _change(self, num_sessions: int, *, on_trial: bool) -> None:
@@ -222,9 +239,8 @@ class Experience:
         """
         present = self._present[limit]
         self._rounds_since_probe += 1
-        if self._is_trying:
-            return None
-        if present.shape == limit or self._rounds_since_probe < PROBE_ROUNDS:
+        too_soon = self._is_trying or self._rounds_since_probe < _PROBE_ROUNDS
+        if too_soon or present.shape == limit:
             return None
         whole = self._num_probes % _WHOLE_TREE_PROBES == _WHOLE_TREE_PROBES - 1
         shape = limit if whole else _next_larger(present.shape, limit)
@@ -235,9 +251,8 @@ class Experience:
             probe_ms += load.draft.ms(_ROWS_BEHIND)
         lost_ms = max(0.0, probe_ms - (1 + accepted) / (present.tokens_per_ms * load.num_sessions))
         price_ms = lost_ms * self._probe_factors.get(load_bucket(load.num_sessions), 1.0)
-        if price_ms > self._saved_for_probes_ms:
+        if not self._saved_for_probes.spend(price_ms):
             return None
-        self._saved_for_probes_ms -= price_ms
         self._expected_loss_ms = lost_ms
         self._rounds_since_probe = 0
         self._num_probes += 1
@@ -277,11 +292,9 @@ class Experience:
             drafted: Whether it had a draft.
             num_sessions: Sessions that share the target.
         """
-        share_ms = actual_ms / num_sessions
-        saved_ms = self._saved_for_trials_ms + _TRIAL_SHARE * share_ms
-        self._saved_for_trials_ms = min(saved_ms, _MOST_SAVED_MS)
-        saved_ms = self._saved_for_probes_ms + _PROBE_SHARE * share_ms
-        self._saved_for_probes_ms = min(saved_ms, _MOST_SAVED_MS)
+        # Rounds of all sessions pass at the same time.
+        self._saved_for_trials.add(actual_ms / num_sessions)
+        self._saved_for_probes.add(actual_ms / num_sessions)
         if self._rounds_to_settle > 0:
             self._rounds_to_settle -= 1
             if drafted:

@@ -56,6 +56,7 @@ ValueT = TypeVar("ValueT")
 _log = logging.getLogger(__name__)
 
 # Forwards whose rows are alike: a node each, with logits.
+# A time to divide by, where a clock saw none pass.
 _TINY_MS = 1e-6
 _COSTED_KINDS = {"verify", "extend", "expand"}
 

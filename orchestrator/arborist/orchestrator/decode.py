@@ -389,6 +389,8 @@ class Decoder:
             round_.tokens = self._session.commit([last.root])
             round_.logprobs = [last.logprobs] if last.logprobs is not None else []
         round_.end_ns = self._clock.now_ns()
+        if self._sizer is not None:
+            self._sizer.observe_prefill(round_)
         self._trace.record_round(round_)
         return round_
 

@@ -64,6 +64,8 @@ class GrpcTargetLink:
         """Wraps a connection; whoever made it closes it."""
         self.connection = connection
         self.sessions: set[str] = set()
+        self.prefilled_tokens = 0
+        """Prompt tokens that it computed for our sessions so far."""
 
     @property
     def info(self) -> ModelInfo:
@@ -165,6 +167,7 @@ class GrpcTargetLink:
             deadline_s,
         )
         results = answers_of(replies, PrefillResult, "target")
+        self.prefilled_tokens += len(tokens)
         features = None
         if want_features:
             features = _join([(one.begin, one.features) for one in results], begin, len(tokens))

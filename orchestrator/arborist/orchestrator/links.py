@@ -163,6 +163,11 @@ class TargetLink(Protocol):
         """Returns our sessions that are open there."""
         ...
 
+    @property
+    def prefilled_tokens(self) -> int:
+        """Returns the prompt tokens that it computed for our sessions so far."""
+        ...
+
     async def open(
         self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float
     ) -> int:

@@ -91,6 +91,11 @@ class LocalTargetLink:
         """Returns 1: whoever calls in process waits for one session at a time."""
         return 1
 
+    @property
+    def prefilled_tokens(self) -> int:
+        """Returns 0: no prompt is computed while another session waits for its round."""
+        return 0
+
     async def open(
         self, session_id: str, epoch: int, request: TargetOpen, deadline_s: float
     ) -> int:

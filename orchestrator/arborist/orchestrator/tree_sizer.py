@@ -2,11 +2,13 @@
 
 The rule itself is `core.tree_sizing`; what it is told is `Experience`: the cost tables that workers
 measure, the sessions that share a target, how much longer rounds really take, and what trees have
-had accepted.
+had accepted. Prompts that share a target's forwards are work beside the rounds, whether sessions
+draft or not, and are counted as such.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from arborist.core.acceptance import AcceptanceGrid
@@ -34,6 +36,10 @@ class RoundSizer(Protocol):
         """Returns whether a session that begins at a target needs no draft yet."""
         ...
 
+    def observe_prefill(self, round_: Round) -> None:
+        """Learns from the session's prefill."""
+        ...
+
     def next_policy(
         self, target: CostedTarget | None, draft: CostedDraft | None
     ) -> Eagle2Policy | None:
@@ -43,6 +49,32 @@ class RoundSizer(Protocol):
     def observe(self, round_: Round) -> None:
         """Learns from a round that was committed."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What held when a round began.
+
+    Attributes:
+        target: Where it runs.
+        experience: Of that target.
+        load: The load.
+        prefilled_tokens: Of the target, so far.
+        drafts: Whether sessions draft.
+        probes: Whether this one tries a larger tree than the others.
+    """
+
+    target: CostedTarget
+    experience: Experience
+    load: Load
+    prefilled_tokens: int
+    drafts: bool
+    probes: bool = False
+
+    @property
+    def prompt_rows(self) -> int:
+        """Returns the prompt tokens that the target's forwards have computed since."""
+        return self.target.prefilled_tokens - self.prefilled_tokens
 
 
 class TreeSizer:
@@ -57,10 +89,8 @@ class TreeSizer:
         """
         self._experiences = experiences
         self._largest = policy
-        self._experience: Experience | None = None
-        self._grid = AcceptanceGrid(policy.shape)
-        self._load: Load | None = None
-        self._probes = False
+        self._grid: AcceptanceGrid | None = None
+        self._begun: _Begun | None = None
 
     def rests_at(self, target: CostedTarget) -> bool:
         """Returns whether a session that begins at a target needs no draft yet.
@@ -68,7 +98,32 @@ class TreeSizer:
         Args:
             target: Where it was opened.
         """
-        return target.keeps_features and self._experiences.of(target).rests
+        self._begun = None
+        if not target.keeps_features:
+            return False
+        experience, num_sessions = self._experiences.of(target), max(1, target.num_sessions)
+        rests = experience.rests(num_sessions)
+        verify, drafting = target.costs, experience.draft_costs
+        if verify is not None and drafting is not None:
+            load = experience.load(num_sessions, verify, drafting)
+            self._begun = _Begun(target, experience, load, target.prefilled_tokens, not rests)
+        return rests
+
+    def observe_prefill(self, round_: Round) -> None:
+        """Learns from the way to the first token: it waits for the others' forwards.
+
+        Args:
+            round_: The session's prefill.
+        """
+        begun = self._begun
+        if begun is not None and not _has_failed(round_):
+            expected_ms = plain_ms(begun.load, begun.prompt_rows)
+            begun.experience.observe(
+                _wall_ms(round_),
+                expected_ms,
+                drafted=begun.drafts,
+                num_sessions=begun.load.num_sessions,
+            )
 
     def next_policy(
         self, target: CostedTarget | None, draft: CostedDraft | None
@@ -81,56 +136,62 @@ class TreeSizer:
         Returns:
             The policy; None = the root alone.
         """
-        self._load = None
+        self._begun = None
         if target is None or not target.keeps_features:
             return self._largest
-        experience = self._begin_at(target)
+        limit, experience = self._largest.shape, self._experiences.of(target)
+        if self._grid is None:
+            self._grid = experience.grid(limit).copy()  # The others' trees are where it begins.
         if draft is not None:
             experience.draft_costs = draft.costs
         verify, drafting = target.costs, experience.draft_costs
         if verify is None or drafting is None:
             return self._largest
         load = experience.load(max(1, target.num_sessions), verify, drafting)
-        limit = self._largest.shape
         # Alone, a session's own text counts; among others, that of all: it is known better.
         grid = self._grid if load.num_sessions == 1 else experience.grid(limit)
-        size, self._load = experience.decide(limit, grid, load), load
+        size = experience.decide(limit, grid, load)
         tried = experience.probe(limit, grid, load)
-        self._probes = tried is not None
         shape = tried or size.shape
+        self._begun = _Begun(
+            target,
+            experience,
+            load,
+            target.prefilled_tokens,
+            drafts=shape is not None,
+            probes=tried is not None,
+        )
         return None if shape is None else self._largest.resized(shape)
-
-    def _begin_at(self, target: CostedTarget) -> Experience:
-        """Returns what is known of a target; the first one's trees are where the session begins."""
-        experience = self._experiences.of(target)
-        if self._experience is None:
-            self._grid = experience.grid(self._largest.shape).copy()
-        self._experience = experience
-        return experience
 
     def observe(self, round_: Round) -> None:
         """Learns from a round that was committed."""
-        load, experience = self._load, self._experience
-        if load is None or experience is None:
+        begun, limit = self._begun, self._largest.shape
+        if begun is None or self._grid is None:
             return
+        load, experience = begun.load, begun.experience
         if round_.speculated:
-            for grid in (self._grid, experience.grid(self._largest.shape)):
+            for grid in (self._grid, experience.grid(limit)):
                 grid.observe(round_.tree, round_.depth, round_.accepted_nodes)
-        if any(phase.failed for phase in round_.phases):
+        if _has_failed(round_):
             return  # Its time says nothing of the next round's.
-        actual_ms = (round_.end_ns - round_.start_ns) / 1e6
-        if self._probes:
+        actual_ms = _wall_ms(round_)
+        if begun.probes:
             # Its time is the others' forwards and its own draft's catching up.
-            tokens = 1 + round_.accepted_count
-            experience.observe_probe(self._largest.shape, actual_ms, tokens, load.num_sessions)
+            experience.observe_probe(limit, actual_ms, 1 + round_.accepted_count)
             return
         if round_.speculated:
-            shape = TreeShape(
-                round_.depth, self._largest.shape.top_k, max(1, round_.num_draft_tokens)
-            )
-            expected_ms = drafted_ms(load, shape, round_.accepted_count)
+            shape = TreeShape(round_.depth, limit.top_k, max(1, round_.num_draft_tokens))
+            expected_ms = drafted_ms(load, shape, round_.accepted_count, begun.prompt_rows)
         else:
-            expected_ms = plain_ms(load)
+            expected_ms = plain_ms(load, begun.prompt_rows)
         experience.observe(
             actual_ms, expected_ms, drafted=round_.speculated, num_sessions=load.num_sessions
         )
+
+
+def _wall_ms(round_: Round) -> float:
+    return (round_.end_ns - round_.start_ns) / 1e6
+
+
+def _has_failed(round_: Round) -> bool:
+    return any(phase.failed for phase in round_.phases)

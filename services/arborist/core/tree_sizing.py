@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from arborist.core.acceptance import AcceptanceGrid
 from arborist.core.cost_table import CostTable
 from arborist.core.shape import TreeShape
@@ -57,24 +54,31 @@ class TreeSize:
     tokens_per_ms: float
 
 
-def plain_ms(load: Load) -> float:
-    """Returns the milliseconds of a round of the root alone, undisturbed."""
+def plain_ms(load: Load, prompt_rows: int = 0) -> float:
+    """Returns the milliseconds of a round of the root alone, undisturbed.
+
+    Args:
+        load: The load.
+        prompt_rows: Rows of new sessions' prompts that share its forwards.
+    """
     sessions = load.num_sessions
-    return load.verify.ms(sessions, sessions) + _trip_ms(sessions)
+    return load.verify.ms(sessions + prompt_rows, sessions) + _trip_ms(sessions)
 
 
-def drafted_ms(load: Load, shape: TreeShape, accepted: float) -> float:
+def drafted_ms(load: Load, shape: TreeShape, accepted: float, prompt_rows: int = 0) -> float:
     """Returns the milliseconds of a drafted round, undisturbed.
 
     Args:
         load: The load.
         shape: Size of the tree.
         accepted: Drafted tokens accepted per round: the next Extend's rows.
+        prompt_rows: Rows of new sessions' prompts that share its verify.
     """
     sessions = load.num_sessions
     levels = (shape.depth - 1) * load.draft.ms(sessions * shape.top_k, sessions)
     extend = load.draft.ms(sessions * (1 + accepted), sessions)
-    verify = load.verify.ms(sessions * (1 + shape.num_draft_tokens), sessions)
+    rows = sessions * (1 + shape.num_draft_tokens) + prompt_rows
+    verify = load.verify.ms(rows, sessions)
     return extend + levels + verify + 2 * _trip_ms(sessions)
 
 
@@ -101,39 +105,18 @@ def best_tree(
         load: What they cost.
         present: Size in use; it stays unless another is clearly better. None = none.
     """
-    rates = _rates(limit, grid, load)  # [D, N]
-    depth, column = np.unravel_index(int(rates.argmax()), rates.shape)
-    best = float(rates[depth, column])
-    if present is not None and present.depth <= rates.shape[0]:
-        now = _rate_of(present, grid, rates)
-        if best <= _HYSTERESIS * now:
-            return TreeSize(present, now)
-    return TreeSize(TreeShape(int(depth) + 1, limit.top_k, grid.nodes[int(column)]), best)
+    sizes = [
+        tree_size(TreeShape(depth, limit.top_k, nodes), grid, load)
+        for depth in range(1, limit.depth + 1)
+        for nodes in grid.nodes
+        if nodes >= depth  # A tree of fewer nodes than levels is never asked for.
+    ]
+    best = max(sizes, key=lambda one: one.tokens_per_ms)
+    now = next((one for one in sizes if one.shape == present), None)
+    if now is not None and best.tokens_per_ms <= _HYSTERESIS * now.tokens_per_ms:
+        return now
+    return best
 
 
 def _trip_ms(num_sessions: int) -> float:
     return _TRIP_MS + (num_sessions - 1) * _FURTHER_TRIP_MS
-
-
-def _rate_of(shape: TreeShape, grid: AcceptanceGrid, rates: npt.NDArray[np.float64]) -> float:
-    if shape.num_draft_tokens not in grid.nodes:
-        return 0.0
-    return float(rates[shape.depth - 1, grid.nodes.index(shape.num_draft_tokens)])
-
-
-def _rates(limit: TreeShape, grid: AcceptanceGrid, load: Load) -> npt.NDArray[np.float64]:
-    """Returns tokens per millisecond of one session for every depth and number of nodes."""
-    sessions, width = load.num_sessions, limit.top_k
-    accepted = grid.expected  # [D, N]
-    extend = load.draft.ms(sessions * (1.0 + float(accepted.mean())), sessions)
-    level = load.draft.ms(sessions * width, sessions)
-    depths = np.arange(accepted.shape[0])[:, None]  # [D, 1]: levels below the first
-    rows = [sessions * (1 + nodes) for nodes in grid.nodes]
-    verify = np.array([load.verify.ms(count, sessions) for count in rows])  # [N]
-    times = extend + depths * level + verify[None, :] + 2 * _trip_ms(sessions)  # [D, N]
-    # A tree of fewer nodes than levels is never asked for.
-    fits = np.array(grid.nodes)[None, :] > depths
-    rates: npt.NDArray[np.float64] = np.where(
-        fits, (1.0 + accepted) / (load.drafted_slowdown * times), 0.0
-    )
-    return rates

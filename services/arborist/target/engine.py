@@ -413,7 +413,7 @@ class HfTargetEngine:
             position = work.begin + len(work.tokens)
             (root,), (margin,) = _draw(plan, logits, [position])
             logprobs = _logprobs(logits, [root], work.num_logprobs)
-        features = _features(plan, packed, list(range(len(work.tokens))))
+        features = _features(plan, packed, list(range(len(work.tokens))), work.want_features)
         self._pool.compact(work.session, range(len(work.tokens)), features)
         plan.session.append(work.tokens)
         return PrefillResult(
@@ -434,7 +434,7 @@ class HfTargetEngine:
         kept = [0, *walk.accepted_nodes]
         drawn = [node_tokens[node] for node in kept]
         logprobs = _logprobs(logits, drawn, work.num_logprobs, kept)
-        features = _features(plan, packed, kept)
+        features = _features(plan, packed, kept, work.want_features)
         self._pool.compact(work.session, kept, features)
         plan.session.append([plan.tokens[node] for node in kept])
         return VerifyResult(
@@ -572,8 +572,15 @@ def _logprobs(
     return token_logprobs(logits if rows is None else logits[rows], tokens, num_top)
 
 
-def _features(plan: _Plan, packed: PackedBatch, kept: list[int]) -> Tensor | None:
-    """Returns features of some rows of an item, (len(kept), width); None = none wanted."""
+def _features(plan: _Plan, packed: PackedBatch, kept: list[int], outlive: bool) -> Tensor | None:
+    """Returns features of some rows of an item, (len(kept), width); None = none wanted.
+
+    Args:
+        plan: The item.
+        packed: What the forward left.
+        kept: Which of its rows.
+        outlive: Whether they shall outlive the batch; else they may be a view.
+    """
     spec: FeatureSpec | None = plan.session.request.feature_spec
     if spec is None:
         return None
@@ -584,4 +591,4 @@ def _features(plan: _Plan, packed: PackedBatch, kept: list[int]) -> Tensor | Non
         states = torch.cat(inputs, dim=-1)  # [rows, layers · hidden]
     if len(kept) < len(states):
         states = states[kept]
-    return states.to(plan.session.dtype, copy=True)
+    return states.to(plan.session.dtype, copy=outlive)

@@ -156,7 +156,7 @@ class FakeTarget:
     def __init__(self, hook: Hook = no_fault) -> None:
         self.hook = hook
         self.kept = Kept()
-        self.num_prefilled = 0
+        self.prefilled_tokens = 0
         self.sessions: dict[str, _TargetSession] = {}
         self.opened = 0
         self.info = INFO
@@ -197,7 +197,7 @@ class FakeTarget:
         session = self._session(session_id, stamp)
         assert begin == len(session.kv)
         session.kv += tokens
-        self.num_prefilled += len(tokens)
+        self.prefilled_tokens += len(tokens)
         features = features_of(session.kv, begin, len(session.kv)) if want_features else None
         root = session.next_token(session.kv) if last else None
         logprobs = None

@@ -46,10 +46,10 @@ async def test_a_chat_computes_every_prompt_token_once(draft_type, draft_calls) 
     workers = FakeWorkers([target], draft)
     log, fresh = list(LONG), len(LONG)
     for turn in range(5):
-        before, read_before = target.num_prefilled, draft.num_appended
+        before, read_before = target.prefilled_tokens, draft.num_appended
         output = await run(workers, log, draft_calls=draft_calls)
         # A turn's last token was computed only if a round went past the limit.
-        assert 0 <= target.num_prefilled - before - fresh <= (turn > 0)
+        assert 0 <= target.prefilled_tokens - before - fresh <= (turn > 0)
         assert draft.num_appended - read_before <= fresh + len(output) + 2
         new = [3 + turn, 4, 5]
         log, fresh = [*log, *output, *new], len(new)
@@ -63,7 +63,7 @@ async def test_a_draft_that_lacks_what_the_target_has_reads_it_from_the_target(d
     await run(FakeWorkers([target], draft_type(0.7)), LONG)
     fresh = draft_type(0.7)
     await run(FakeWorkers([target], fresh), LONG)
-    assert target.num_prefilled == len(LONG) + 1
+    assert target.prefilled_tokens == len(LONG) + 1
     assert fresh.num_appended >= len(LONG)
 
 
@@ -111,7 +111,7 @@ async def test_nothing_is_shared_with_other_tenants(own, tenant) -> None:
     workers = FakeWorkers([target], draft)
     await run(workers, LONG, tenant=own)
     await run(workers, LONG, tenant=tenant)
-    assert target.num_prefilled == 2 * len(LONG)
+    assert target.prefilled_tokens == 2 * len(LONG)
 
 
 async def test_drafts_of_another_target_share_nothing() -> None:
@@ -132,7 +132,7 @@ async def test_a_lost_target_is_replaced_from_what_another_one_knows(draft_type)
     for at in itertools.count(4, 3):
         faults = Faults(at, ("target.verify",), UnavailableError)
         first, draft = FakeTarget(faults), draft_type(0.7)
-        before = second.num_prefilled
+        before = second.prefilled_tokens
         decoder, session = make_decoder(
             FakeWorkers([first, second], draft), prompt=LONG, tenant="t"
         )
@@ -140,7 +140,7 @@ async def test_a_lost_target_is_replaced_from_what_another_one_knows(draft_type)
         assert session.output == plain_decode(LONG, MAX_TOKENS, SamplingParams())
         if len(faults.seen) <= at:
             break
-        assert second.num_prefilled - before < MAX_TOKENS
+        assert second.prefilled_tokens - before < MAX_TOKENS
     assert at > 4
 
 
@@ -169,7 +169,7 @@ async def test_a_short_prompt_is_named_whole_but_for_its_last_token() -> None:
     workers = FakeWorkers([target], FakeDraft(0.7))
     await run(workers, PROMPT)
     await run(workers, PROMPT)
-    assert target.num_prefilled == len(PROMPT) + 1
+    assert target.prefilled_tokens == len(PROMPT) + 1
 
 
 @DRAFTS

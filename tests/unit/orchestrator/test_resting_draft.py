@@ -33,11 +33,16 @@ class ScriptedSizer:
     def __init__(self, drafts: list[bool]) -> None:
         self.drafts = drafts
         self.rounds: list[Round] = []
+        self.prefills: list[Round] = []
         self.rng = random.Random(3)
 
     def rests_at(self, target: CostedTarget) -> bool:
         """Returns whether the first round is drafted."""
         return not self.drafts[0]
+
+    def observe_prefill(self, round_: Round) -> None:
+        """Keeps it."""
+        self.prefills.append(round_)
 
     def next_policy(
         self, target: CostedTarget | None, draft: CostedDraft | None

@@ -36,6 +36,7 @@ class Server:
     says: float = 1.0
     num_sessions: int = 1
     keeps_features: bool = True
+    prefilled_tokens: int = 0
 
     @property
     def costs(self) -> CostTable:
@@ -165,7 +166,7 @@ def test_sessions_seldom_change_their_mind(noise: float) -> None:
     experiences, rng = Experiences(), random.Random(5)
     sizers = [TreeSizer(experiences, Eagle2Policy(LIMIT)) for _ in range(16)]
     changes = 0
-    before = experiences.of(server).rests
+    before = experiences.of(server).rests(server.num_sessions)
     for number in range(1000):
         for sizer in sizers:
             policy = sizer.next_policy(server, server.drafting)
@@ -176,8 +177,8 @@ def test_sessions_seldom_change_their_mind(noise: float) -> None:
                 round_.tree, round_.depth, round_.speculated = full_tree(shape), shape.depth, True
                 round_.accepted_nodes = tuple(range(1, accepted(0.5, shape.depth, rng) + 1))
             sizer.observe(round_)
-        changes += experiences.of(server).rests != before
-        before = experiences.of(server).rests
+        changes += experiences.of(server).rests(16) != before
+        before = experiences.of(server).rests(server.num_sessions)
 
     assert before
     assert changes <= 5
@@ -189,7 +190,7 @@ def test_a_session_at_rest_tries_the_whole_tree_now_and_then() -> None:
     sizer = TreeSizer(Experiences(), Eagle2Policy(LIMIT))
     tried_ms = 0.0
     shapes = set()
-    for number in range(3000):
+    for number in range(6000):
         policy = sizer.next_policy(server, server.drafting)
         round_ = Round(number, 10, 1, 0, 0, end_ns=int(server.round_ms(None) * 1e6))
         if policy is not None:
@@ -200,7 +201,7 @@ def test_a_session_at_rest_tries_the_whole_tree_now_and_then() -> None:
 
     assert LIMIT in shapes
     assert len(shapes) > 1
-    assert tried_ms < 0.05 * 3000 * server.round_ms(None)
+    assert tried_ms < 0.05 * 6000 * server.round_ms(None)
 
 
 def test_without_costs_the_largest_tree_is_drafted() -> None:
@@ -210,6 +211,7 @@ def test_without_costs_the_largest_tree_is_drafted() -> None:
         keeps_features = True
         costs = None
         num_sessions = 9
+        prefilled_tokens = 0
 
     policy = TreeSizer(Experiences(), Eagle2Policy(LIMIT)).next_policy(Silent(), Silent())
 
@@ -240,7 +242,7 @@ def test_sessions_with_other_largest_trees_go_over_together() -> None:
     play(server, sizers, 0.3, 300, rng)
     policies = [sizer.next_policy(server, server.drafting) for sizer in sizers]
 
-    assert experiences.of(server).rests
+    assert experiences.of(server).rests(server.num_sessions)
     assert sum(one is None for one in policies) >= 15
 
 

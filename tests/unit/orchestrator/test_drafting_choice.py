@@ -1,0 +1,148 @@
+"""Whether sessions draft at a level of load, and trials of the other way."""
+
+from __future__ import annotations
+
+import pytest
+
+from arborist.orchestrator.drafting_choice import DraftingChoice
+
+
+def pass_rounds(choice: DraftingChoice, count: int, ms: float = 20.0) -> int:
+    """Lets rounds of single sessions pass, as the choice wants them; returns those that count."""
+    return sum(choice.observe(ms, ms, drafted=choice.drafts) for _ in range(count))
+
+
+def ask(choice: DraftingChoice, gain: float, *, known: bool = True) -> None:
+    """Has it consider the other way."""
+    choice.consider(gain, 20.0, present_is_known=True, other_is_known=known)
+
+
+def rest_at(choice: DraftingChoice, level: int) -> None:
+    """Brings it to a level where plain decoding has won."""
+    choice.move_to(level)
+    ask(choice, 2.0, known=False)
+    pass_rounds(choice, 100 * 2**level)
+    ask(choice, 0.5)
+    pass_rounds(choice, 100 * 2**level)
+    assert not choice.drafts
+
+
+def test_what_is_clearly_better_is_taken_up_at_once_and_kept_once_seen() -> None:
+    """The rounds in which sessions settle tell nothing."""
+    choice = DraftingChoice()
+    ask(choice, 1.5, known=False)
+    assert not choice.drafts
+
+    counted = pass_rounds(choice, 40)
+    ask(choice, 0.6)
+
+    assert 20 < counted < 40
+    assert not choice.drafts
+    assert choice.rests
+
+
+@pytest.mark.parametrize("gain", [0.97, 1.3])
+def test_a_trial_that_shows_no_clear_gain_is_undone(gain: float) -> None:
+    """As good is not good enough: going over costs something."""
+    choice = DraftingChoice()
+    ask(choice, 1.5, known=False)
+    pass_rounds(choice, 40)
+    ask(choice, gain)
+
+    assert choice.drafts
+    assert not choice.rests
+
+
+def test_in_the_middle_of_a_trial_nothing_is_decided() -> None:
+    """Whatever its first rounds look like."""
+    choice = DraftingChoice()
+    ask(choice, 1.5, known=False)
+    pass_rounds(choice, 10)
+    ask(choice, 9.0)
+
+    assert not choice.drafts
+    assert not choice.is_settled
+
+
+def test_every_level_of_load_has_its_choice() -> None:
+    """A server that was full drafts again once it is idle, and rests at once when it is full."""
+    choice = DraftingChoice()
+    pass_rounds(choice, 50)
+    rest_at(choice, 4)
+
+    choice.move_to(0)
+    assert not choice.rests  # Who begins now asks for a draft,
+    assert not choice.drafts  # but the others have much to catch up with.
+    pass_rounds(choice, 30)
+    ask(choice, 0.5)
+    assert choice.drafts
+
+    choice.move_to(4)
+    assert choice.rests
+    assert not choice.drafts
+
+
+def test_a_lull_is_no_reason_to_ask_the_drafts_again() -> None:
+    """Sessions at rest have much to catch up with."""
+    choice = DraftingChoice()
+    pass_rounds(choice, 50)
+    rest_at(choice, 4)
+
+    choice.move_to(3)
+    pass_rounds(choice, 40)
+    ask(choice, 3.0, known=False)
+    assert not choice.drafts
+
+    pass_rounds(choice, 200)
+    ask(choice, 3.0, known=False)
+    assert choice.drafts
+
+
+def test_a_trial_that_the_load_ends_has_told_nothing() -> None:
+    """All goes on as before it."""
+    choice = DraftingChoice()
+    rest_at(choice, 4)
+    choice.observe(1e6, 1e6, drafted=False)  # Much is saved up.
+    ask(choice, 0.9)
+    assert choice.drafts
+
+    choice.move_to(6)
+
+    assert not choice.drafts
+
+
+def test_trials_cost_no_more_than_a_small_share_of_the_time() -> None:
+    """Also when tables promise, again and again, what is not true."""
+    choice = DraftingChoice()
+    rest_at(choice, 4)
+    tried_ms = passed_ms = 0.0
+    for _ in range(100_000):
+        ask(choice, 1.6 if choice.drafts else 0.95)
+        passed_ms += 20.0
+        tried_ms += 20.0 * choice.drafts
+        choice.observe(20.0, 20.0, drafted=choice.drafts)
+
+    assert 0 < tried_ms < 0.03 * passed_ms
+
+
+def test_a_way_never_seen_is_tried_even_if_tables_speak_against_it() -> None:
+    """But not what tables call hopeless, nor one that was seen to be much worse."""
+    for gain, known, tried in ((0.6, False, True), (0.3, False, False), (0.6, True, False)):
+        choice = DraftingChoice()
+        pass_rounds(choice, 20_000)
+        ask(choice, gain, known=known)
+        assert choice.drafts != tried
+
+
+def test_drafts_that_fail_end_a_trial() -> None:
+    """Rounds without a draft are none of it."""
+    choice = DraftingChoice()
+    rest_at(choice, 0)
+    choice.observe(1e6, 1e6, drafted=False)
+    ask(choice, 0.9)
+    assert choice.drafts
+    for _ in range(200):
+        assert not choice.observe(20.0, 20.0, drafted=False)
+    ask(choice, 0.2)
+
+    assert not choice.drafts

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from arborist.orchestrator.load_level import LoadLevel
 from arborist.orchestrator.savings import Savings
 
-# Rounds of every session after a change to drafting, or away from it, until times count again:
+# Rounds of every witness after a change to drafting, or away from it, until times count again:
 # drafts catch up, and sessions come to share forwards anew. Plain rounds are short.
 _SETTLING_ROUNDS = {True: 4, False: 8}
-# Then so many rounds of every session, and so many in all, are its trial.
+# Then so many rounds of every witness, and so many in all, are its trial.
 _TRIAL_ROUNDS_OF_EACH = {True: 6, False: 16}
 _FEWEST_TRIAL_ROUNDS = 24
 # A trial that is not had in so many times its rounds, since drafts fail, is given up.
 _MOST_TRIAL_ROUNDS = 3
-# Rounds of every session at a level from which on its choice is remembered, and until drafts are
+# Rounds of every witness at a level from which on its choice is remembered, and until drafts are
 # asked again where it is to draft: they have much to catch up with, which a lull does not pay.
 _DWELL_ROUNDS = 16
 # Drafting, or not, is taken up when it promises so many times the present tokens per time,
 _CLEARLY_BETTER = 1.1
 # kept after a trial when it did not promise so many times what the way before it does,
 _BETTER_AFTER_ALL = 0.95
-# and tried when it promises so many times, once the time that this may lose is saved up: less is
-# asked of a way never seen at this load, of which tables alone speak.
+# and tried when it promises so many times, once the time that this may lose is saved up. Of plain
+# decoding, which costs little to try, less is asked while only tables speak of it at this load.
 _WORTH_A_TRIAL = 0.75
-_WORTH_A_FIRST_TRIAL = 0.4
+_WORTH_A_FIRST_PLAIN_TRIAL = 0.4
 _FIRST_SAVINGS_MS = 500.0
 # A trial is expected to lose this share of its time at least; each that led to nothing makes the
 # next one so many times as dear.
@@ -43,6 +44,7 @@ class DraftingChoice:
         self.drafts = True
         """Whether sessions draft at present."""
         self._level = 0
+        self._witnesses = 1
         self._rounds_at_level = 0
         self._chosen: dict[int, bool] = {}
         self._on_trial = False
@@ -67,19 +69,20 @@ class DraftingChoice:
         trial = self._rounds_of_trial > 0 and self._rounds_to_give_up > 0
         return self._rounds_to_settle == 0 and not trial
 
-    def move_to(self, level: int) -> None:
+    def move_to(self, level: LoadLevel) -> None:
         """Takes up what was chosen at another level of load; where nothing was, all goes on.
 
         Going over to the root alone costs nothing and is done at once.
 
         Args:
-            level: Sessions as a power of two.
+            level: The other one.
         """
         if self._on_trial:  # It has told nothing.
             self._turn(on_trial=False)
         if self._dwells:
             self._chosen.setdefault(self._level, self.drafts)
-        self._level, self._rounds_at_level = level, 0
+        self._level, self._witnesses = level.value, level.witnesses
+        self._rounds_at_level = 0
         if self.drafts and self.rests:
             self._turn(on_trial=False)
 
@@ -105,7 +108,8 @@ class DraftingChoice:
             self._turn(on_trial=False)
             return
         clearly_better = gain > _CLEARLY_BETTER
-        worth = _WORTH_A_TRIAL if other_is_known else _WORTH_A_FIRST_TRIAL
+        first_plain = self.drafts and not other_is_known
+        worth = _WORTH_A_FIRST_PLAIN_TRIAL if first_plain else _WORTH_A_TRIAL
         if gain < worth or not (present_is_known or clearly_better):
             return
         backoff = self._backoffs.get(self._level, 1.0)
@@ -118,7 +122,7 @@ class DraftingChoice:
             self._spent_ms = 0.0 if free else lost_ms
 
     def observe(self, actual_ms: float, expected_ms: float, *, drafted: bool) -> bool:
-        """Takes the time of a session's round.
+        """Takes the time of a witness's round.
 
         Args:
             actual_ms: The whole round.
@@ -127,8 +131,7 @@ class DraftingChoice:
         Returns:
             Whether its time tells what rounds like it cost at this level.
         """
-        # Rounds of all sessions pass at the same time.
-        passed_share = 1.0 / (1 << self._level)
+        passed_share = 1.0 / self._witnesses  # Their rounds pass at the same time.
         self._savings.add(passed_share * actual_ms)
         self._trial_ms += passed_share * actual_ms
         self._rounds_at_level += 1
@@ -149,12 +152,12 @@ class DraftingChoice:
     def _trial_rounds(self) -> float:
         """Returns the rounds of a session that a trial of the other way takes."""
         other = not self.drafts
-        counted = max(_TRIAL_ROUNDS_OF_EACH[other], _FEWEST_TRIAL_ROUNDS / (1 << self._level))
+        counted = max(_TRIAL_ROUNDS_OF_EACH[other], _FEWEST_TRIAL_ROUNDS / self._witnesses)
         return _SETTLING_ROUNDS[other] + counted
 
     @property
     def _dwells(self) -> bool:
-        return self._rounds_at_level >= _DWELL_ROUNDS * (1 << self._level)
+        return self._rounds_at_level >= _DWELL_ROUNDS * self._witnesses
 
     def _judge(self, gain: float) -> None:
         """Ends a trial; what was seen in it decides."""
@@ -172,11 +175,10 @@ class DraftingChoice:
     def _turn(self, *, on_trial: bool) -> None:
         self.drafts = not self.drafts
         self._on_trial = on_trial
-        sessions = 1 << self._level
-        self._rounds_to_settle = _SETTLING_ROUNDS[self.drafts] * sessions
+        self._rounds_to_settle = _SETTLING_ROUNDS[self.drafts] * self._witnesses
         self._change_cost_ms = self._trial_ms = 0.0
         self._rounds_of_trial = 0
         if on_trial:
-            rounds = max(_FEWEST_TRIAL_ROUNDS, _TRIAL_ROUNDS_OF_EACH[self.drafts] * sessions)
+            rounds = max(_FEWEST_TRIAL_ROUNDS, _TRIAL_ROUNDS_OF_EACH[self.drafts] * self._witnesses)
             self._rounds_of_trial = rounds
             self._rounds_to_give_up = _MOST_TRIAL_ROUNDS * rounds

@@ -15,17 +15,19 @@ from arborist.core.tree_sizing import (
     best_tree,
     drafted_ms,
     plain_ms,
+    prompt_ms,
     root_alone,
     tree_size,
 )
 from arborist.orchestrator.drafting_choice import DraftingChoice
-from arborist.orchestrator.load_level import LoadLevel
+from arborist.orchestrator.load_level import LoadLevel, witness_stride
 from arborist.orchestrator.pace import Paces
 from arborist.orchestrator.probes import Probes
+from arborist.orchestrator.session_lengths import SessionLengths
 
 # Sizes that requests ask for are few; what is known of so many is kept.
 _MAX_LIMITS = 16
-# Fewest rounds of the sessions together between two decisions.
+# Rounds that are told of between two decisions.
 _DECISION_ROUNDS = 8
 
 
@@ -68,9 +70,11 @@ class Experience:
         self._paces = Paces()
         self._choice = DraftingChoice()
         self._probes = Probes()
+        self._lengths = SessionLengths()
         self._grids: OrderedDict[TreeShape, AcceptanceGrid] = OrderedDict()
         self._present: OrderedDict[TreeShape, TreeSize] = OrderedDict()
         self._rounds_to_decision: dict[TreeShape, int] = {}
+        self._rounds = 0
 
     def rests(self, num_sessions: int) -> bool:
         """Returns whether sessions that begin among so many need no draft."""
@@ -90,12 +94,18 @@ class Experience:
     def load(self, num_sessions: int, verify: CostTable, draft: CostTable) -> Load:
         """Returns what rounds cost with so many sessions, who are the load from now on."""
         self._follow(num_sessions)
-        drafted = self._paces.slowdown(drafted=True, level=self._level.value)
-        plain = self._paces.slowdown(drafted=False, level=self._level.value)
-        return Load(num_sessions, verify, draft, drafted, plain)
+        return Load(
+            num_sessions,
+            verify,
+            draft,
+            self._paces.slowdown(drafted=True, level=self._level.value),
+            self._paces.slowdown(drafted=False, level=self._level.value),
+            self._lengths.output_tokens,
+            self._lengths.prompt_tokens,
+        )
 
     def decide(self, limit: TreeShape, grid: AcceptanceGrid, load: Load) -> TreeSize:
-        """Returns the size that pays now, looked at again once every session had a round.
+        """Returns the size that pays now, looked at again after some rounds.
 
         Args:
             limit: The session's largest tree; sessions with other limits choose their sizes apart,
@@ -108,7 +118,7 @@ class Experience:
         self._rounds_to_decision[limit] = left
         if present is not None and left > 0 and (present.shape is not None) == self._choice.drafts:
             return present
-        self._rounds_to_decision[limit] = max(load.num_sessions, _DECISION_ROUNDS)
+        self._rounds_to_decision[limit] = _DECISION_ROUNDS
         if grid.is_known:
             tree = best_tree(limit, grid, load, present.shape if present else limit)
         else:
@@ -121,6 +131,25 @@ class Experience:
             oldest, _ = self._present.popitem(last=False)
             self._rounds_to_decision.pop(oldest, None)
         return size
+
+    def present(self, limit: TreeShape, num_sessions: int) -> TreeSize | None:
+        """Returns the size in use, for a round that nothing is told of; None = it is to be told.
+
+        Of many sessions, who share their forwards, some rounds tell enough: what is spent on
+        telling is spent between forwards.
+
+        Args:
+            limit: The session's largest tree.
+            num_sessions: Sessions that share the target.
+        """
+        self._rounds += 1
+        if self._rounds % witness_stride(num_sessions) == 0:
+            return None
+        if not self._level.covers(num_sessions):
+            return None
+        size = self._present.get(limit)
+        goes_over = size is not None and (size.shape is not None) != self._choice.drafts
+        return None if goes_over else size
 
     def probe(self, limit: TreeShape, grid: AcceptanceGrid, load: Load) -> TreeShape | None:
         """Returns a larger tree for one session to try; None = it is as the others.
@@ -147,27 +176,41 @@ class Experience:
             lost_ms = max(0.0, actual_ms - num_tokens / present.tokens_per_ms)
             self._probes.observe(lost_ms, self._level.value)
 
+    def began(self, prompt_tokens: int) -> None:
+        """Takes a session whose prompt was computed.
+
+        Args:
+            prompt_tokens: Of the prompt, without those known from earlier sessions.
+        """
+        self._lengths.began(prompt_tokens)
+
+    def decoded(self, tokens: int) -> None:
+        """Takes how many tokens a session's round brought."""
+        self._lengths.decoded(tokens)
+
     def observe(
-        self, actual_ms: float, expected_ms: float, *, drafted: bool, num_sessions: int
+        self, load: Load, actual_ms: float, expected_ms: float, prompt_rows: int, *, drafted: bool
     ) -> None:
         """Takes the time of a session's round.
 
         Args:
+            load: When it began.
             actual_ms: The whole round.
             expected_ms: What its forwards and trips would take undisturbed.
+            prompt_rows: Rows of prompts that were computed meanwhile.
             drafted: Whether it had a draft.
-            num_sessions: Sessions that shared the target when it began.
         """
-        self._probes.add(actual_ms / num_sessions)  # Rounds of all pass at the same time.
-        if not self._level.covers(num_sessions):
+        # Witnesses' rounds pass at the same time.
+        self._probes.add(actual_ms * witness_stride(load.num_sessions) / load.num_sessions)
+        if not self._level.covers(load.num_sessions):
             return  # It began under another load.
         if self._choice.observe(actual_ms, expected_ms, drafted=drafted):
-            level = self._level.value
-            self._paces.observe(actual_ms, expected_ms, drafted=drafted, level=level)
+            pace = self._paces.at(drafted=drafted, level=self._level.value)
+            pace.observe(actual_ms, expected_ms, prompt_ms(load, prompt_rows))
 
     def _follow(self, num_sessions: int) -> None:
         if self._level.follow(num_sessions):
-            self._choice.move_to(self._level.value)
+            self._choice.move_to(self._level)
             self._rounds_to_decision.clear()
 
     def _choose(self, tree: TreeSize, root: TreeSize, grid: AcceptanceGrid, load: Load) -> None:
@@ -177,8 +220,8 @@ class Experience:
         self._choice.consider(
             other.tokens_per_ms / now.tokens_per_ms,
             _round_ms(other, grid, load),
-            present_is_known=self._paces.is_known(drafted=drafts, level=level),
-            other_is_known=self._paces.is_known(drafted=not drafts, level=level),
+            present_is_known=self._paces.at(drafted=drafts, level=level).is_known,
+            other_is_known=self._paces.at(drafted=not drafts, level=level).is_known,
         )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+# Of so many sessions each tells of every round; of more, who share their forwards, not all do.
+_WITNESSES = 4
 # A level is left once the sessions' logarithm is so far from it: 10 to 26 sessions stay at 16.
 _BAND = 0.75
 
@@ -14,6 +16,12 @@ class LoadLevel:
     def __init__(self) -> None:
         """Starts with one session."""
         self.value = 0
+        """Sessions as a power of two."""
+
+    @property
+    def witnesses(self) -> int:
+        """Returns how many sessions tell of each of their rounds, or as many rounds of others."""
+        return min(1 << self.value, _WITNESSES)
 
     def follow(self, num_sessions: int) -> bool:
         """Takes the present number of sessions.
@@ -31,3 +39,9 @@ class LoadLevel:
     def covers(self, num_sessions: int) -> bool:
         """Returns whether so many sessions are no other level than the present one."""
         return abs(math.log2(num_sessions) - self.value) <= _BAND
+
+
+def witness_stride(num_sessions: int) -> int:
+    """Returns which of the sessions' rounds are told of: every so many; 1 = all."""
+    # Odd, so that it is not always the same sessions' turn.
+    return max(1, num_sessions // _WITNESSES) | 1

@@ -13,6 +13,7 @@ _WHOLE_TREE_EVERY = 4
 # Rows that a draft lacks when a single session tries a tree while others rest, at first; what
 # tries really took, over what they were expected to take, is learned up to a factor.
 _ROWS_BEHIND = 128
+_LEAST_LOSS_MS = 1.0
 _DEAREST = 16.0
 _WEIGHT = 0.2
 
@@ -26,7 +27,7 @@ class Probes:
         self._count = 0
         self._savings = Savings()
         self._factors: dict[int, float] = {}  # By level of load.
-        self._expected_loss_ms = 0.0  # Of the last one.
+        self._expected_loss_ms = _LEAST_LOSS_MS  # Of the last one.
 
     def add(self, passed_ms: float) -> None:
         """Saves a share of time that passed."""
@@ -52,9 +53,10 @@ class Probes:
         accepted = grid.accepted(shape)
         # Its own share of what the size would take if all had it.
         probe_ms = load.drafted_slowdown * drafted_ms(load, shape, accepted) / load.num_sessions
-        if present.shape is None:
-            probe_ms += load.draft.ms(_ROWS_BEHIND)
-        lost_ms = max(0.0, probe_ms - (1 + accepted) / (present.tokens_per_ms * load.num_sessions))
+        catch_up_ms = load.draft.ms(_ROWS_BEHIND) if present.shape is None else _LEAST_LOSS_MS
+        worth_ms = (1 + accepted) / (present.tokens_per_ms * load.num_sessions)
+        # The others' forwards share the cores with its draft, however much it brings.
+        lost_ms = max(catch_up_ms, catch_up_ms + probe_ms - worth_ms)
         if not self._savings.spend(lost_ms * self._factors.get(level, 1.0)):
             return None
         self._expected_loss_ms = lost_ms
@@ -71,8 +73,6 @@ class Probes:
             lost_ms: Milliseconds.
             level: Of the load.
         """
-        if self._expected_loss_ms <= 0.0:
-            return
         factor = min(max(lost_ms / self._expected_loss_ms, 1.0), _DEAREST)
         seen = self._factors.get(level, factor)
         self._factors[level] = seen + _WEIGHT * (factor - seen)

@@ -57,19 +57,15 @@ class _Begun:
 
     Attributes:
         target: Where it runs.
-        experience: Of that target.
         load: The load.
         prefilled_tokens: Of the target, so far.
-        drafts: Whether sessions draft.
         probes: Whether this one tries a larger tree than the others.
     """
 
     target: CostedTarget
-    experience: Experience
     load: Load
     prefilled_tokens: int
-    drafts: bool
-    probes: bool = False
+    probes: bool
 
     @property
     def prompt_rows(self) -> int:
@@ -89,6 +85,7 @@ class TreeSizer:
         """
         self._experiences = experiences
         self._largest = policy
+        self._experience: Experience | None = None
         self._grid: AcceptanceGrid | None = None
         self._begun: _Begun | None = None
 
@@ -98,32 +95,19 @@ class TreeSizer:
         Args:
             target: Where it was opened.
         """
-        self._begun = None
         if not target.keeps_features:
             return False
-        experience, num_sessions = self._experiences.of(target), max(1, target.num_sessions)
-        rests = experience.rests(num_sessions)
-        verify, drafting = target.costs, experience.draft_costs
-        if verify is not None and drafting is not None:
-            load = experience.load(num_sessions, verify, drafting)
-            self._begun = _Begun(target, experience, load, target.prefilled_tokens, not rests)
-        return rests
+        self._experience = self._experiences.of(target)
+        return self._experience.rests(max(1, target.num_sessions))
 
     def observe_prefill(self, round_: Round) -> None:
-        """Learns from the way to the first token: it waits for the others' forwards.
+        """Learns how long prompts are.
 
         Args:
             round_: The session's prefill.
         """
-        begun = self._begun
-        if begun is not None and not _has_failed(round_):
-            expected_ms = plain_ms(begun.load, begun.prompt_rows)
-            begun.experience.observe(
-                _wall_ms(round_),
-                expected_ms,
-                drafted=begun.drafts,
-                num_sessions=begun.load.num_sessions,
-            )
+        if self._experience is not None:
+            self._experience.began(round_.prefix_length - round_.num_reused)
 
     def next_policy(
         self, target: CostedTarget | None, draft: CostedDraft | None
@@ -139,7 +123,8 @@ class TreeSizer:
         self._begun = None
         if target is None or not target.keeps_features:
             return self._largest
-        limit, experience = self._largest.shape, self._experiences.of(target)
+        limit = self._largest.shape
+        self._experience = experience = self._experiences.of(target)
         if self._grid is None:
             self._grid = experience.grid(limit).copy()  # The others' trees are where it begins.
         if draft is not None:
@@ -147,45 +132,43 @@ class TreeSizer:
         verify, drafting = target.costs, experience.draft_costs
         if verify is None or drafting is None:
             return self._largest
-        load = experience.load(max(1, target.num_sessions), verify, drafting)
+        num_sessions = max(1, target.num_sessions)
+        present = experience.present(limit, num_sessions)
+        if present is not None:
+            return None if present.shape is None else self._largest.resized(present.shape)
+        load = experience.load(num_sessions, verify, drafting)
         # Alone, a session's own text counts; among others, that of all: it is known better.
         grid = self._grid if load.num_sessions == 1 else experience.grid(limit)
         size = experience.decide(limit, grid, load)
         tried = experience.probe(limit, grid, load)
         shape = tried or size.shape
-        self._begun = _Begun(
-            target,
-            experience,
-            load,
-            target.prefilled_tokens,
-            drafts=shape is not None,
-            probes=tried is not None,
-        )
+        self._begun = _Begun(target, load, target.prefilled_tokens, probes=tried is not None)
         return None if shape is None else self._largest.resized(shape)
 
     def observe(self, round_: Round) -> None:
         """Learns from a round that was committed."""
-        begun, limit = self._begun, self._largest.shape
-        if begun is None or self._grid is None:
+        begun, experience, limit = self._begun, self._experience, self._largest.shape
+        if experience is None or self._grid is None:
             return
-        load, experience = begun.load, begun.experience
+        tokens = 1 + round_.accepted_count
+        experience.decoded(tokens)
         if round_.speculated:
             for grid in (self._grid, experience.grid(limit)):
                 grid.observe(round_.tree, round_.depth, round_.accepted_nodes)
-        if _has_failed(round_):
-            return  # Its time says nothing of the next round's.
-        actual_ms = _wall_ms(round_)
+        if begun is None or _has_failed(round_):
+            return  # Nothing is told of its time, or it says nothing of the next round's.
+        load, actual_ms = begun.load, _wall_ms(round_)
         if begun.probes:
             # Its time is the others' forwards and its own draft's catching up.
-            experience.observe_probe(limit, actual_ms, 1 + round_.accepted_count)
+            experience.observe_probe(limit, actual_ms, tokens)
             return
         if round_.speculated:
             shape = TreeShape(round_.depth, limit.top_k, max(1, round_.num_draft_tokens))
-            expected_ms = drafted_ms(load, shape, round_.accepted_count, begun.prompt_rows)
+            expected_ms = drafted_ms(load, shape, round_.accepted_count)
         else:
-            expected_ms = plain_ms(load, begun.prompt_rows)
+            expected_ms = plain_ms(load)
         experience.observe(
-            actual_ms, expected_ms, drafted=round_.speculated, num_sessions=load.num_sessions
+            load, actual_ms, expected_ms, begun.prompt_rows, drafted=round_.speculated
         )
 
 

@@ -2,11 +2,13 @@
 
 A round of `num_sessions` sessions costs their draft forwards, one verify of all their rows, and the
 rest of the way (wire, event loops, bookkeeping), which grows with the sessions as well. It brings
-each of them the bonus and what is expected to be accepted.
+each of them the bonus and what is expected to be accepted. Prompts take their time before and
+between: with a draft, it reads them too.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from arborist.core.acceptance import AcceptanceGrid
@@ -32,6 +34,8 @@ class Load:
         drafted_slowdown: Times that a round with a draft takes what its forwards and trips would
             undisturbed; over 0.
         plain_slowdown: The same of a round of the root alone.
+        output_tokens: Of a session, over 0; infinite = prompts are not worth counting.
+        prompt_tokens: Of a session, as far as they have to be computed.
     """
 
     num_sessions: int
@@ -39,6 +43,8 @@ class Load:
     draft: CostTable
     drafted_slowdown: float = 1.0
     plain_slowdown: float = 1.0
+    output_tokens: float = math.inf
+    prompt_tokens: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,44 +60,39 @@ class TreeSize:
     tokens_per_ms: float
 
 
-def plain_ms(load: Load, prompt_rows: int = 0) -> float:
-    """Returns the milliseconds of a round of the root alone, undisturbed.
-
-    Args:
-        load: The load.
-        prompt_rows: Rows of new sessions' prompts that share its forwards.
-    """
+def plain_ms(load: Load) -> float:
+    """Returns the milliseconds of a round of the root alone, undisturbed."""
     sessions = load.num_sessions
-    return load.verify.ms(sessions + prompt_rows, sessions) + _trip_ms(sessions)
+    return load.verify.ms(sessions, sessions) + _trip_ms(sessions)
 
 
-def drafted_ms(load: Load, shape: TreeShape, accepted: float, prompt_rows: int = 0) -> float:
+def drafted_ms(load: Load, shape: TreeShape, accepted: float) -> float:
     """Returns the milliseconds of a drafted round, undisturbed.
 
     Args:
         load: The load.
         shape: Size of the tree.
         accepted: Drafted tokens accepted per round: the next Extend's rows.
-        prompt_rows: Rows of new sessions' prompts that share its verify.
     """
     sessions = load.num_sessions
     levels = (shape.depth - 1) * load.draft.ms(sessions * shape.top_k, sessions)
     extend = load.draft.ms(sessions * (1 + accepted), sessions)
-    rows = sessions * (1 + shape.num_draft_tokens) + prompt_rows
-    verify = load.verify.ms(rows, sessions)
+    verify = load.verify.ms(sessions * (1 + shape.num_draft_tokens), sessions)
     return extend + levels + verify + 2 * _trip_ms(sessions)
 
 
 def root_alone(load: Load) -> TreeSize:
     """Returns what plain decoding promises."""
-    return TreeSize(None, 1.0 / (load.plain_slowdown * plain_ms(load)))
+    round_ms = load.plain_slowdown * plain_ms(load)
+    return TreeSize(None, _tokens_per_ms(load, 1.0, round_ms, _prefill_ms(load.verify, load)))
 
 
 def tree_size(shape: TreeShape, grid: AcceptanceGrid, load: Load) -> TreeSize:
     """Returns what one tree promises."""
     accepted = grid.accepted(shape)
-    took_ms = load.drafted_slowdown * drafted_ms(load, shape, accepted)
-    return TreeSize(shape, (1.0 + accepted) / took_ms)
+    round_ms = load.drafted_slowdown * drafted_ms(load, shape, accepted)
+    prefill_ms = _prefill_ms(load.verify, load) + _prefill_ms(load.draft, load)
+    return TreeSize(shape, _tokens_per_ms(load, 1.0 + accepted, round_ms, prefill_ms))
 
 
 def best_tree(
@@ -116,6 +117,37 @@ def best_tree(
     if now is not None and best.tokens_per_ms <= _HYSTERESIS * now.tokens_per_ms:
         return now
     return best
+
+
+def prompt_ms(load: Load, rows: int) -> float:
+    """Returns the milliseconds that prompts add to a forward which they share, undisturbed.
+
+    Args:
+        load: The load.
+        rows: Of the prompts, 0 or more.
+    """
+    sessions = load.num_sessions
+    return load.verify.ms(sessions + rows, sessions) - load.verify.ms(sessions, sessions)
+
+
+def _tokens_per_ms(load: Load, tokens: float, round_ms: float, prefill_ms: float) -> float:
+    """Returns what a session brings over all its time.
+
+    Its prompt waits for about one round of the others, and every other session's prompt keeps it
+    waiting: short outputs do not pay for a draft's reading of the prompt.
+
+    Args:
+        load: The load.
+        tokens: Of a round.
+        round_ms: Of a round.
+        prefill_ms: Of a prompt.
+    """
+    rounds = 1.0 / tokens + 1.0 / load.output_tokens  # Per token.
+    return 1.0 / (rounds * round_ms + load.num_sessions * prefill_ms / load.output_tokens)
+
+
+def _prefill_ms(costs: CostTable, load: Load) -> float:
+    return costs.ms(load.prompt_tokens) if load.prompt_tokens else 0.0
 
 
 def _trip_ms(num_sessions: int) -> float:

@@ -5,6 +5,14 @@ from __future__ import annotations
 import pytest
 
 from arborist.orchestrator.drafting_choice import DraftingChoice
+from arborist.orchestrator.load_level import LoadLevel
+
+
+def at(value: int) -> LoadLevel:
+    """Returns a level of load."""
+    level = LoadLevel()
+    level.follow(1 << value)
+    return level
 
 
 def pass_rounds(choice: DraftingChoice, count: int, ms: float = 20.0) -> int:
@@ -19,7 +27,7 @@ def ask(choice: DraftingChoice, gain: float, *, known: bool = True) -> None:
 
 def rest_at(choice: DraftingChoice, level: int) -> None:
     """Brings it to a level where plain decoding has won."""
-    choice.move_to(level)
+    choice.move_to(at(level))
     ask(choice, 2.0, known=False)
     pass_rounds(choice, 100 * 2**level)
     ask(choice, 0.5)
@@ -70,14 +78,14 @@ def test_every_level_of_load_has_its_choice() -> None:
     pass_rounds(choice, 50)
     rest_at(choice, 4)
 
-    choice.move_to(0)
+    choice.move_to(at(0))
     assert not choice.rests  # Who begins now asks for a draft,
     assert not choice.drafts  # but the others have much to catch up with.
     pass_rounds(choice, 30)
     ask(choice, 0.5)
     assert choice.drafts
 
-    choice.move_to(4)
+    choice.move_to(at(4))
     assert choice.rests
     assert not choice.drafts
 
@@ -88,7 +96,7 @@ def test_a_lull_is_no_reason_to_ask_the_drafts_again() -> None:
     pass_rounds(choice, 50)
     rest_at(choice, 4)
 
-    choice.move_to(3)
+    choice.move_to(at(3))
     pass_rounds(choice, 40)
     ask(choice, 3.0, known=False)
     assert not choice.drafts
@@ -106,7 +114,7 @@ def test_a_trial_that_the_load_ends_has_told_nothing() -> None:
     ask(choice, 0.9)
     assert choice.drafts
 
-    choice.move_to(6)
+    choice.move_to(at(6))
 
     assert not choice.drafts
 
@@ -125,8 +133,8 @@ def test_trials_cost_no_more_than_a_small_share_of_the_time() -> None:
     assert 0 < tried_ms < 0.03 * passed_ms
 
 
-def test_a_way_never_seen_is_tried_even_if_tables_speak_against_it() -> None:
-    """But not what tables call hopeless, nor one that was seen to be much worse."""
+def test_plain_decoding_is_tried_once_even_if_tables_speak_against_it() -> None:
+    """But not where they call it hopeless, nor once it was seen to be much worse."""
     for gain, known, tried in ((0.6, False, True), (0.3, False, False), (0.6, True, False)):
         choice = DraftingChoice()
         pass_rounds(choice, 20_000)

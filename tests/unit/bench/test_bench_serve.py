@@ -14,7 +14,7 @@ from tests.contract.scripted_generator import ScriptedGenerator
 from tests.unit.api.tokenizers import byte_level_tokenizer
 
 from arborist.cli.bench_serve.figures import ServiceLevel, median_figures, run_figures
-from arborist.cli.bench_serve.load_point import LoadPoint, load_points
+from arborist.cli.bench_serve.load_point import LoadPoint, in_turn, load_points
 from arborist.cli.bench_serve.load_prompts import synthetic_prompts
 from arborist.cli.bench_serve.load_request import LoadRequest
 from arborist.cli.bench_serve.load_run import CLIENT_LIMIT, LoadRun, RunResult
@@ -100,6 +100,17 @@ def test_points_are_every_load_with_every_mode() -> None:
     assert LoadPoint("adaptive", 1).options(Speculation()) == Speculation(True, adaptive=True)
     assert LoadPoint("default", 1).options(Speculation()) is None
     assert load_points("on", "1", "0.5")[0].name == "on rate=0.5"
+
+
+def test_modes_of_one_load_take_turns_in_coming_first() -> None:
+    """Whoever follows a mode that keeps the cores busier is slower."""
+    points = load_points("off,on,chain", "1,4", None)
+
+    orders = [[one.name for one in in_turn(points, number)] for number in range(4)]
+
+    assert orders[0] == [one.name for one in points] == orders[3]
+    assert [order[0] for order in orders] == ["off c=1", "on c=1", "chain c=1", "off c=1"]
+    assert orders[2] == ["chain c=1", "off c=1", "on c=1", "chain c=4", "off c=4", "on c=4"]
 
 
 @pytest.mark.parametrize(

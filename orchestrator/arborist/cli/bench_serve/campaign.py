@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from arborist.cli.bench_serve.figures import ServiceLevel, run_figures
-from arborist.cli.bench_serve.load_point import LoadPoint
+from arborist.cli.bench_serve.load_point import LoadPoint, in_turn
 from arborist.cli.bench_serve.load_request import LoadRequest
 from arborist.cli.bench_serve.load_run import LoadRun, RunResult
 from arborist.cli.bench_serve.load_settings import LoadSettings, arrivals_s
@@ -43,7 +43,8 @@ class Measurements:
 class Campaign:
     """Points times repetitions.
 
-    All points are measured once, then all again, so that what else the machine does hits all alike.
+    All points are measured once, then all again, so that what else the machine does hits all alike;
+    modes of one load take turns in coming first.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Campaign:
             await self._warm_up(point)
         before = await self._states()
         for repetition in range(repetitions):
-            for point in points:
+            for point in in_turn(points, repetition):
                 found.runs[point].append(await self._run(point, repetition))
                 progress(point)
         if self._metrics is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from arborist.client.prompt import Speculation
 from arborist.core.errors import InvalidArgumentError
@@ -71,6 +72,23 @@ def load_points(speculation: str, concurrency: str, rate: str | None) -> list[Lo
         return [LoadPoint(mode, rate_per_s=one) for one in rates for mode in modes]
     counts = [_count(one) for one in _distinct("--concurrency", concurrency)]
     return [LoadPoint(mode, concurrency=one) for one in counts for mode in modes]
+
+
+def in_turn(points: Sequence[LoadPoint], repetition: int) -> list[LoadPoint]:
+    """Returns the order of a repetition: modes of one load take turns in coming first.
+
+    Whoever comes behind a mode that keeps the cores busier is some percent slower.
+
+    Args:
+        points: All points, modes of one load side by side.
+        repetition: From 0.
+    """
+    ordered: list[LoadPoint] = []
+    for _, same_load in groupby(points, key=lambda one: (one.concurrency, one.rate_per_s)):
+        modes = list(same_load)
+        first = repetition % len(modes)
+        ordered += modes[first:] + modes[:first]
+    return ordered
 
 
 def _distinct(flag: str, text: str) -> Sequence[str]:

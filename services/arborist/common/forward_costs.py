@@ -9,8 +9,10 @@ from arborist.core.cost_table import CostTable, RowCost
 # Two buckets per doubling: 1, 2, 3, 4, 6, 8, 11, 16, ... rows.
 _BUCKETS_PER_DOUBLING = 2
 _MAX_BUCKET = 31
-# Weight of a new forward; what a machine takes changes slowly, what one forward takes is noise.
-_WEIGHT = 0.05
+# Weights of a new forward, for how fast the machine is and for what its rows take. What a machine
+# takes changes slowly, what one forward takes is noise.
+_SPEED_WEIGHT = 0.05
+_ROWS_WEIGHT = 0.02
 # What sessions add differs with what they do; it is to hold for all of it, and not to swing.
 _SESSION_WEIGHT = 0.003
 # A forward so much slower than its bucket was stopped by something else; it counts as this much.
@@ -21,14 +23,17 @@ class ForwardCosts:
     """Undisturbed milliseconds per bucket of rows, and what every further session adds to them.
 
     Running means; at most 32 buckets. Forwards of one session, those of the warm-up among
-    them, make the buckets, so that what several share can be told from rows.
+    them, make the buckets, so that what several share can be told from rows. A machine that other
+    work slows down is slower for all rows: if only those in use were thought to take longer, others
+    would look better than they are.
 
     Not safe for threads: the compute thread owns it, others read `points`.
     """
 
     def __init__(self) -> None:
         """Starts without points."""
-        self._buckets: dict[int, RowCost] = {}
+        self._buckets: dict[int, RowCost] = {}  # At the speed of the warm-up.
+        self._slowness = 1.0
         self.points: tuple[RowCost, ...] = ()
         """What was measured so far, ascending; replaced as a whole, so any thread may read it."""
         self.session_ms = 0.0
@@ -62,11 +67,14 @@ class ForwardCosts:
         bucket = min(_MAX_BUCKET, round(_BUCKETS_PER_DOUBLING * math.log2(rows)))
         seen = self._buckets.get(bucket)
         if seen is None:
-            self._buckets[bucket] = RowCost(float(rows), ms)
+            self._buckets[bucket] = RowCost(float(rows), ms / self._slowness)
         else:
-            ms = min(ms, _MAX_SURPRISE * seen.ms)
+            surprise = min(ms / (self._slowness * seen.ms), _MAX_SURPRISE)
+            self._slowness *= 1.0 + _SPEED_WEIGHT * (surprise - 1.0)
             self._buckets[bucket] = RowCost(
-                seen.rows + _WEIGHT * (rows - seen.rows), seen.ms + _WEIGHT * (ms - seen.ms)
+                seen.rows + _ROWS_WEIGHT * (rows - seen.rows),
+                seen.ms * (1.0 + _ROWS_WEIGHT * (surprise - 1.0)),
             )
-        self.points = tuple(self._buckets[key] for key in sorted(self._buckets))
+        ordered = (self._buckets[key] for key in sorted(self._buckets))
+        self.points = tuple(RowCost(one.rows, self._slowness * one.ms) for one in ordered)
         self._table = CostTable(self.points)

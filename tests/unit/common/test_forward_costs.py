@@ -18,6 +18,20 @@ def test_forwards_of_about_the_same_rows_share_a_point_that_follows_them() -> No
     assert abs(point.ms - 12.0) < 0.1
 
 
+def test_a_machine_that_is_slower_for_one_size_is_so_for_all() -> None:
+    """Sizes that nobody uses would look better than they are."""
+    costs = ForwardCosts()
+    for rows in (1, 8, 16, 64):
+        costs.observe(rows, 10.0 + rows)
+    for _ in range(300):
+        costs.observe(16, 1.5 * 26.0)
+
+    table = CostTable(costs.points)
+    assert table.ms(16) == pytest.approx(1.5 * 26, rel=0.02)
+    assert 1.3 * 18 < table.ms(8) < table.ms(16)
+    assert 1.3 * 74 < table.ms(64) < 1.5 * 74
+
+
 def test_one_forward_that_was_held_up_hardly_counts() -> None:
     """The machine did something else meanwhile."""
     costs = ForwardCosts()

@@ -54,6 +54,7 @@ class DraftingChoice:
         self._savings = Savings(_FIRST_SAVINGS_MS)
         self._backoffs: dict[int, float] = {}
         self._change_costs_ms: dict[int, float] = {}
+        self._changed_at = 0  # Level of the last change, and what it cost.
         self._change_cost_ms = 0.0
         self._spent_ms = 0.0  # For the present trial,
         self._trial_ms = 0.0  # which took so long, to settle included.
@@ -77,8 +78,9 @@ class DraftingChoice:
         Args:
             level: The other one.
         """
-        if self._on_trial:  # It has told nothing.
-            self._turn(on_trial=False)
+        if self._on_trial:
+            self._savings.owe(max(0.0, self._change_cost_ms - self._spent_ms))
+            self._undo()
         if self._dwells:
             self._chosen.setdefault(self._level, self.drafts)
         self._level, self._witnesses = level.value, level.witnesses
@@ -116,17 +118,17 @@ class DraftingChoice:
         lost_ms = max(_LEAST_LOSS, 1.0 - gain) * self._trial_rounds * round_ms * backoff
         lost_ms += self._change_costs_ms.get(self._level, 0.0)
         # A draft's catching up is never free where it was tried before.
-        free = clearly_better and (self.drafts if other_is_known else backoff == 1.0)
+        free = clearly_better and backoff == 1.0 and (self.drafts or not other_is_known)
         if free or self._savings.spend(lost_ms):
             self._turn(on_trial=True)
             self._spent_ms = 0.0 if free else lost_ms
 
-    def observe(self, actual_ms: float, expected_ms: float, *, drafted: bool) -> bool:
+    def observe(self, actual_ms: float, usual_ms: float, *, drafted: bool) -> bool:
         """Takes the time of a witness's round.
 
         Args:
             actual_ms: The whole round.
-            expected_ms: What its forwards and trips would take undisturbed.
+            usual_ms: What such a round usually takes at this load.
             drafted: Whether it had a draft.
         Returns:
             Whether its time tells what rounds like it cost at this level.
@@ -137,10 +139,10 @@ class DraftingChoice:
         self._rounds_at_level += 1
         if self._rounds_to_settle > 0:
             self._rounds_to_settle -= 1
-            if drafted:
+            if drafted and self.drafts:
                 # Catching up takes what it takes; the next trial of as many is to pay for it.
-                self._change_cost_ms += passed_share * max(0.0, actual_ms - expected_ms)
-                self._change_costs_ms[self._level] = self._change_cost_ms
+                self._change_cost_ms += passed_share * max(0.0, actual_ms - usual_ms)
+                self._change_costs_ms[self._changed_at] = self._change_cost_ms
             return False
         self._rounds_to_give_up = max(0, self._rounds_to_give_up - 1)
         if drafted != self.drafts:
@@ -161,10 +163,13 @@ class DraftingChoice:
 
     def _judge(self, gain: float) -> None:
         """Ends a trial; what was seen in it decides."""
-        told, self._on_trial = self._rounds_of_trial == 0, False
-        lost_ms = self._trial_ms * max(0.0, 1.0 - 1.0 / gain)
+        decoded_ms = max(0.0, self._trial_ms - self._change_cost_ms)
+        lost_ms = self._change_cost_ms + decoded_ms * max(0.0, 1.0 - 1.0 / gain)
         self._savings.owe(max(0.0, lost_ms - self._spent_ms))
-        if told and gain <= _BETTER_AFTER_ALL:
+        if self._rounds_of_trial > 0:
+            self._undo()
+        elif gain <= _BETTER_AFTER_ALL:
+            self._on_trial = False
             self._backoffs[self._level] = 1.0
         else:
             backoff = self._backoffs.get(self._level, 1.0)
@@ -172,9 +177,15 @@ class DraftingChoice:
             self._turn(on_trial=False)
         self._chosen[self._level] = self.drafts
 
+    def _undo(self) -> None:
+        """Ends a trial that has told nothing: the load changed, or drafts failed."""
+        self._backoffs[self._level] = max(self._backoffs.get(self._level, 1.0), _BACKOFF)
+        self._turn(on_trial=False)
+
     def _turn(self, *, on_trial: bool) -> None:
         self.drafts = not self.drafts
         self._on_trial = on_trial
+        self._changed_at = self._level
         self._rounds_to_settle = _SETTLING_ROUNDS[self.drafts] * self._witnesses
         self._change_cost_ms = self._trial_ms = 0.0
         self._rounds_of_trial = 0

@@ -204,9 +204,12 @@ class Experience:
         self._probes.add(actual_ms * witness_stride(load.num_sessions) / load.num_sessions)
         if not self._level.covers(load.num_sessions):
             return  # It began under another load.
-        if self._choice.observe(actual_ms, expected_ms, drafted=drafted):
+        of_prompts_ms = prompt_ms(load, prompt_rows)
+        slowdown = load.drafted_slowdown if drafted else load.plain_slowdown
+        usual_ms = slowdown * (expected_ms + of_prompts_ms)
+        if self._choice.observe(actual_ms, usual_ms, drafted=drafted):
             pace = self._paces.at(drafted=drafted, level=self._level.value)
-            pace.observe(actual_ms, expected_ms, prompt_ms(load, prompt_rows))
+            pace.observe(actual_ms, expected_ms, of_prompts_ms)
 
     def _follow(self, num_sessions: int) -> None:
         if self._level.follow(num_sessions):

@@ -23,7 +23,11 @@ class Savings:
         self._saved_ms = min(self._saved_ms + _LOSS_SHARE * passed_ms, _MOST_SAVED_MS)
 
     def spend(self, lost_ms: float) -> bool:
-        """Takes what a try may lose; returns False, and takes nothing, if so much is not there."""
+        """Takes what a try may lose; returns False, and takes nothing, if so much is not there.
+
+        No try is dearer than all that can be saved up: however much one has cost, there is another.
+        """
+        lost_ms = min(lost_ms, _MOST_SAVED_MS)
         if lost_ms > self._saved_ms:
             return False
         self._saved_ms -= lost_ms

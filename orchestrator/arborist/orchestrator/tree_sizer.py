@@ -95,6 +95,7 @@ class TreeSizer:
         Args:
             target: Where it was opened.
         """
+        self._experience = None
         if not target.keeps_features:
             return False
         self._experience = self._experiences.of(target)
@@ -122,9 +123,12 @@ class TreeSizer:
         """
         self._begun = None
         if target is None or not target.keeps_features:
+            self._experience = None
             return self._largest
-        limit = self._largest.shape
-        self._experience = experience = self._experiences.of(target)
+        limit, experience = self._largest.shape, self._experiences.of(target)
+        if experience is not self._experience:
+            experience.began(0)  # It came from elsewhere.
+            self._experience = experience
         if self._grid is None:
             self._grid = experience.grid(limit).copy()  # The others' trees are where it begins.
         if draft is not None:

@@ -17,6 +17,9 @@ _ROWS_WEIGHT = 0.02
 _SESSION_WEIGHT = 0.003
 # A forward so much slower than its bucket was stopped by something else; it counts as this much.
 _MAX_SURPRISE = 3.0
+# The first one of its bucket, which also pays for what is new, counts as at most so many times
+# what its neighbours let expect.
+_MAX_FIRST_SURPRISE = 1.25
 
 
 class ForwardCosts:
@@ -32,7 +35,7 @@ class ForwardCosts:
 
     def __init__(self) -> None:
         """Starts without points."""
-        self._buckets: dict[int, RowCost] = {}  # At the speed of the warm-up.
+        self._buckets: dict[int, RowCost] = {}  # Times `_slowness`.
         self._slowness = 1.0
         self.points: tuple[RowCost, ...] = ()
         """What was measured so far, ascending; replaced as a whole, so any thread may read it."""
@@ -67,6 +70,8 @@ class ForwardCosts:
         bucket = min(_MAX_BUCKET, round(_BUCKETS_PER_DOUBLING * math.log2(rows)))
         seen = self._buckets.get(bucket)
         if seen is None:
+            if self._table is not None:
+                ms = min(ms, _MAX_FIRST_SURPRISE * self._table.ms(rows))
             self._buckets[bucket] = RowCost(float(rows), ms / self._slowness)
         else:
             surprise = min(ms / (self._slowness * seen.ms), _MAX_SURPRISE)

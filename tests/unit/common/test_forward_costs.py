@@ -32,6 +32,21 @@ def test_a_machine_that_is_slower_for_one_size_is_so_for_all() -> None:
     assert 1.3 * 74 < table.ms(64) < 1.5 * 74
 
 
+def test_the_first_forward_of_a_size_makes_no_other_size_look_cheap() -> None:
+    """It also pays for what is new; what it was too slow by is not spread over the others."""
+    costs = ForwardCosts()
+    for rows in (1, 8, 16, 64):
+        costs.observe(rows, 10.0 + rows)
+    costs.observe(23, 20 * 33.0)
+    for _ in range(500):
+        costs.observe(23, 33.0)
+        costs.observe(16, 26.0)
+
+    table = CostTable(costs.points)
+    assert table.ms(8) == pytest.approx(18.0, rel=0.2)
+    assert table.ms(64) == pytest.approx(74.0, rel=0.2)
+
+
 def test_one_forward_that_was_held_up_hardly_counts() -> None:
     """The machine did something else meanwhile."""
     costs = ForwardCosts()

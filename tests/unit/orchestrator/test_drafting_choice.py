@@ -154,3 +154,55 @@ def test_drafts_that_fail_end_a_trial() -> None:
     ask(choice, 0.2)
 
     assert not choice.drafts
+
+
+def test_however_dear_a_trial_was_there_is_another() -> None:
+    """A draft that once took ages to catch up is not given up for good."""
+    choice = DraftingChoice()
+    rest_at(choice, 0)
+    pass_rounds(choice, 200_000)
+    ask(choice, 3.0)
+    assert choice.drafts
+    choice.observe(60_000.0, 20.0, drafted=True)
+    pass_rounds(choice, 100)
+    ask(choice, 2.0)
+    assert not choice.drafts
+
+    pass_rounds(choice, 1_000_000)
+    ask(choice, 3.0)
+    assert choice.drafts
+
+
+def test_a_load_that_comes_and_goes_makes_no_free_trials() -> None:
+    """Each would end before it told anything."""
+    choice = DraftingChoice()
+    pass_rounds(choice, 100)
+    turns, before = 0, choice.drafts
+    for number in range(400):
+        choice.move_to(at(number % 2))
+        for _ in range(10):
+            ask(choice, 1.6 if choice.drafts else 0.6, known=False)
+            pass_rounds(choice, 1)
+            turns, before = turns + (choice.drafts != before), choice.drafts
+
+    assert turns < 20
+
+
+def test_rounds_that_were_under_way_do_not_hide_what_a_change_cost() -> None:
+    """They end while the sessions settle after the next one."""
+    choice = DraftingChoice()
+    rest_at(choice, 2)
+    pass_rounds(choice, 50_000)
+    ask(choice, 0.95)
+    assert choice.drafts
+    for _ in range(4):
+        choice.observe(2000.0, 20.0, drafted=True)  # Drafts catch up.
+    pass_rounds(choice, 400)
+    ask(choice, 1.5)
+    assert not choice.drafts
+    for _ in range(3):
+        choice.observe(20.0, 20.0, drafted=True)
+
+    pass_rounds(choice, 10_000)  # A second is saved up, where two are owed.
+    ask(choice, 0.95)
+    assert not choice.drafts

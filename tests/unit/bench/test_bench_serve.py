@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import grpc.aio
@@ -102,15 +102,17 @@ def test_points_are_every_load_with_every_mode() -> None:
     assert load_points("on", "1", "0.5")[0].name == "on rate=0.5"
 
 
-def test_modes_of_one_load_take_turns_in_coming_first() -> None:
-    """Whoever follows a mode that keeps the cores busier is slower."""
+def test_modes_of_one_load_take_turns() -> None:
+    """Whoever follows a mode that keeps the cores busier is slower: each follows each."""
     points = load_points("off,on,chain", "1,4", None)
 
-    orders = [[one.name for one in in_turn(points, number)] for number in range(4)]
+    orders = [[one.name for one in in_turn(points, number)] for number in range(7)]
+    followed = {pair for order in orders for pair in pairwise(one.split()[0] for one in order[:3])}
 
-    assert orders[0] == [one.name for one in points] == orders[3]
-    assert [order[0] for order in orders] == ["off c=1", "on c=1", "chain c=1", "off c=1"]
-    assert orders[2] == ["chain c=1", "off c=1", "on c=1", "chain c=4", "off c=4", "on c=4"]
+    assert orders[0] == [one.name for one in points] == orders[6]
+    assert orders[1] == ["chain c=1", "on c=1", "off c=1", "chain c=4", "on c=4", "off c=4"]
+    assert len({order[0] for order in orders}) == 3
+    assert len(followed) == 6
 
 
 @pytest.mark.parametrize(

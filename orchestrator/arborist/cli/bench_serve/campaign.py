@@ -44,7 +44,7 @@ class Campaign:
     """Points times repetitions.
 
     All points are measured once, then all again, so that what else the machine does hits all alike;
-    modes of one load take turns in coming first.
+    modes of one load take turns, there and back.
     """
 
     def __init__(

@@ -75,9 +75,10 @@ def load_points(speculation: str, concurrency: str, rate: str | None) -> list[Lo
 
 
 def in_turn(points: Sequence[LoadPoint], repetition: int) -> list[LoadPoint]:
-    """Returns the order of a repetition: modes of one load take turns in coming first.
+    """Returns the order of a repetition: modes of one load take turns, there and back.
 
-    Whoever comes behind a mode that keeps the cores busier is some percent slower.
+    Whoever comes behind a mode that keeps the cores busier is some percent slower: none is to
+    follow the same one every time.
 
     Args:
         points: All points, modes of one load side by side.
@@ -86,8 +87,9 @@ def in_turn(points: Sequence[LoadPoint], repetition: int) -> list[LoadPoint]:
     ordered: list[LoadPoint] = []
     for _, same_load in groupby(points, key=lambda one: (one.concurrency, one.rate_per_s)):
         modes = list(same_load)
-        first = repetition % len(modes)
-        ordered += modes[first:] + modes[:first]
+        first = repetition // 2 % len(modes)
+        turned = modes[first:] + modes[:first]
+        ordered += reversed(turned) if repetition % 2 else turned
     return ordered
 
 

@@ -15,7 +15,8 @@ from arborist.core.acceptance import AcceptanceGrid
 from arborist.core.cost_table import CostTable
 from arborist.core.shape import TreeShape
 
-# Another size must promise this much more before it replaces the present one.
+# Another size must promise this much more before it replaces the largest or the present one: what
+# is promised is known to about a tenth.
 _HYSTERESIS = 1.1
 # A trip to a worker and back beside its forward, and what each further session adds to it: without
 # them, rounds of small trees would look better than they are. `Load`'s slowdowns set the sum right.
@@ -104,7 +105,8 @@ def best_tree(
         limit: Largest tree allowed; its top_k holds for every size.
         grid: What sizes have had accepted.
         load: What they cost.
-        present: Size in use; it stays unless another is clearly better. None = none.
+        present: Size in use; it stays unless another is clearly better, or the largest is not
+            clearly worse. None = none.
     """
     sizes = [
         tree_size(TreeShape(depth, limit.top_k, nodes), grid, load)
@@ -113,9 +115,10 @@ def best_tree(
         if nodes >= depth  # A tree of fewer nodes than levels is never asked for.
     ]
     best = max(sizes, key=lambda one: one.tokens_per_ms)
-    now = next((one for one in sizes if one.shape == present), None)
-    if now is not None and best.tokens_per_ms <= _HYSTERESIS * now.tokens_per_ms:
-        return now
+    for stays in () if present is None else (limit, present):
+        now = next((one for one in sizes if one.shape == stays), None)
+        if now is not None and best.tokens_per_ms <= _HYSTERESIS * now.tokens_per_ms:
+            return now
     return best
 
 

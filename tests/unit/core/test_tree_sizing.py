@@ -83,12 +83,21 @@ def test_the_present_size_stays_unless_another_is_clearly_better() -> None:
     grid = learned([1, 3, 5])
     present = TreeShape(3, 2, 4)
 
-    size = best_tree(
-        LIMIT, grid, load(1, CostTable([RowCost(1, 100.0), RowCost(9, 101.0)])), present
-    )
+    # Three nodes are a little better than four, and six clearly worse.
+    costs = CostTable([RowCost(4, 100.0), RowCost(5, 101.0), RowCost(7, 150.0)])
+    size = best_tree(LIMIT, grid, load(1, costs), present)
 
     assert size.shape == present
     assert size.tokens_per_ms > 0
+
+
+def test_the_largest_tree_is_taken_unless_another_is_clearly_better() -> None:
+    """What is promised is known to about a tenth; nobody shall be much slower than with it."""
+    costs = CostTable([RowCost(1, 100.0), RowCost(9, 101.0)])
+
+    size = best_tree(LIMIT, learned([1, 3, 5]), load(1, costs), TreeShape(3, 2, 4))
+
+    assert size.shape == LIMIT
 
 
 def test_a_present_size_that_is_allowed_no_more_gives_way() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 # About so many sessions count.
 _SESSIONS = 64
 # What is thought of outputs before any was seen counts as so many sessions.
-_GUESSED_SESSIONS = 4
+_GUESSED_SESSIONS = 1
 _GUESSED_OUTPUT_TOKENS = 128
 
 

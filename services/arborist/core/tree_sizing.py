@@ -85,7 +85,7 @@ def drafted_ms(load: Load, shape: TreeShape, accepted: float) -> float:
 def root_alone(load: Load) -> TreeSize:
     """Returns what plain decoding promises."""
     round_ms = load.plain_slowdown * plain_ms(load)
-    return TreeSize(None, _tokens_per_ms(load, 1.0, round_ms, _prefill_ms(load.verify, load)))
+    return TreeSize(None, _tokens_per_ms(load, 1.0, 1.0, round_ms, _prefill_ms(load.verify, load)))
 
 
 def tree_size(shape: TreeShape, grid: AcceptanceGrid, load: Load) -> TreeSize:
@@ -93,7 +93,7 @@ def tree_size(shape: TreeShape, grid: AcceptanceGrid, load: Load) -> TreeSize:
     accepted = grid.accepted(shape)
     round_ms = load.drafted_slowdown * drafted_ms(load, shape, accepted)
     prefill_ms = _prefill_ms(load.verify, load) + _prefill_ms(load.draft, load)
-    return TreeSize(shape, _tokens_per_ms(load, 1.0 + accepted, round_ms, prefill_ms))
+    return TreeSize(shape, _tokens_per_ms(load, 1.0 + accepted, 2.0, round_ms, prefill_ms))
 
 
 def best_tree(
@@ -133,19 +133,22 @@ def prompt_ms(load: Load, rows: int) -> float:
     return load.verify.ms(sessions + rows, sessions) - load.verify.ms(sessions, sessions)
 
 
-def _tokens_per_ms(load: Load, tokens: float, round_ms: float, prefill_ms: float) -> float:
+def _tokens_per_ms(
+    load: Load, tokens: float, waits: float, round_ms: float, prefill_ms: float
+) -> float:
     """Returns what a session brings over all its time.
 
-    Its prompt waits for about one round of the others, and every other session's prompt keeps it
-    waiting: short outputs do not pay for a draft's reading of the prompt.
+    Its prompt waits for about one round of the others, its draft's reading of it for another, and
+    every other session's prompt keeps it waiting: short outputs do not pay for a draft.
 
     Args:
         load: The load.
         tokens: Of a round.
+        waits: Rounds that pass without its own tokens.
         round_ms: Of a round.
         prefill_ms: Of a prompt.
     """
-    rounds = 1.0 / tokens + 1.0 / load.output_tokens  # Per token.
+    rounds = 1.0 / tokens + waits / load.output_tokens  # Per token.
     return 1.0 / (rounds * round_ms + load.num_sessions * prefill_ms / load.output_tokens)
 
 

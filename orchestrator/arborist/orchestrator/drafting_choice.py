@@ -114,11 +114,12 @@ class DraftingChoice:
         worth = _WORTH_A_FIRST_PLAIN_TRIAL if first_plain else _WORTH_A_TRIAL
         if gain < worth or not (present_is_known or clearly_better):
             return
-        backoff = self._backoffs.get(self._level, 1.0)
-        lost_ms = max(_LEAST_LOSS, 1.0 - gain) * self._trial_rounds * round_ms * backoff
+        other = not self.drafts
+        rounds = _SETTLING_ROUNDS[other] + self._trial_rounds(drafted=other) / self._witnesses
+        lost_ms = max(_LEAST_LOSS, 1.0 - gain) * rounds * round_ms * self._backoff
         lost_ms += self._change_costs_ms.get(self._level, 0.0)
         # A draft's catching up is never free where it was tried before.
-        free = clearly_better and backoff == 1.0 and (self.drafts or not other_is_known)
+        free = clearly_better and self._backoff == 1.0 and (self.drafts or not other_is_known)
         if free or self._savings.spend(lost_ms):
             self._turn(on_trial=True)
             self._spent_ms = 0.0 if free else lost_ms
@@ -150,12 +151,14 @@ class DraftingChoice:
         self._rounds_of_trial = max(0, self._rounds_of_trial - 1)
         return True
 
+    def _trial_rounds(self, *, drafted: bool) -> int:
+        """Returns the rounds of all witnesses that make a trial, without those to settle."""
+        return max(_FEWEST_TRIAL_ROUNDS, _TRIAL_ROUNDS_OF_EACH[drafted] * self._witnesses)
+
     @property
-    def _trial_rounds(self) -> float:
-        """Returns the rounds of a session that a trial of the other way takes."""
-        other = not self.drafts
-        counted = max(_TRIAL_ROUNDS_OF_EACH[other], _FEWEST_TRIAL_ROUNDS / self._witnesses)
-        return _SETTLING_ROUNDS[other] + counted
+    def _backoff(self) -> float:
+        """Returns how many times as dear a trial here is, for the fruitless ones before it."""
+        return self._backoffs.get(self._level, 1.0)
 
     @property
     def _dwells(self) -> bool:
@@ -172,14 +175,13 @@ class DraftingChoice:
             self._on_trial = False
             self._backoffs[self._level] = 1.0
         else:
-            backoff = self._backoffs.get(self._level, 1.0)
-            self._backoffs[self._level] = min(_BACKOFF * backoff, _MOST_BACKOFF)
+            self._backoffs[self._level] = min(_BACKOFF * self._backoff, _MOST_BACKOFF)
             self._turn(on_trial=False)
         self._chosen[self._level] = self.drafts
 
     def _undo(self) -> None:
         """Ends a trial that has told nothing: the load changed, or drafts failed."""
-        self._backoffs[self._level] = max(self._backoffs.get(self._level, 1.0), _BACKOFF)
+        self._backoffs[self._level] = max(self._backoff, _BACKOFF)
         self._turn(on_trial=False)
 
     def _turn(self, *, on_trial: bool) -> None:
@@ -190,6 +192,5 @@ class DraftingChoice:
         self._change_cost_ms = self._trial_ms = 0.0
         self._rounds_of_trial = 0
         if on_trial:
-            rounds = max(_FEWEST_TRIAL_ROUNDS, _TRIAL_ROUNDS_OF_EACH[self.drafts] * self._witnesses)
-            self._rounds_of_trial = rounds
-            self._rounds_to_give_up = _MOST_TRIAL_ROUNDS * rounds
+            self._rounds_of_trial = self._trial_rounds(drafted=self.drafts)
+            self._rounds_to_give_up = _MOST_TRIAL_ROUNDS * self._rounds_of_trial

@@ -113,12 +113,13 @@ class Experience:
             grid: What trees have had accepted.
             load: The load.
         """
-        present = self._present.get(limit)
+        in_use = self._in_use(limit)
         left = self._rounds_to_decision.get(limit, 0) - 1
         self._rounds_to_decision[limit] = left
-        if present is not None and left > 0 and (present.shape is not None) == self._choice.drafts:
-            return present
+        if in_use is not None and left > 0:
+            return in_use
         self._rounds_to_decision[limit] = _DECISION_ROUNDS
+        present = self._present.get(limit)
         if grid.is_known:
             tree = best_tree(limit, grid, load, present.shape if present else limit)
         else:
@@ -147,9 +148,7 @@ class Experience:
             return None
         if not self._level.covers(num_sessions):
             return None
-        size = self._present.get(limit)
-        goes_over = size is not None and (size.shape is not None) != self._choice.drafts
-        return None if goes_over else size
+        return self._in_use(limit)
 
     def probe(self, limit: TreeShape, grid: AcceptanceGrid, load: Load) -> TreeShape | None:
         """Returns a larger tree for one session to try; None = it is as the others.
@@ -210,6 +209,13 @@ class Experience:
         if self._choice.observe(actual_ms, usual_ms, drafted=drafted):
             pace = self._paces.at(drafted=drafted, level=self._level.value)
             pace.observe(actual_ms, expected_ms, of_prompts_ms)
+
+    def _in_use(self, limit: TreeShape) -> TreeSize | None:
+        """Returns the size decided last; None before the first, or if sessions went over since."""
+        size = self._present.get(limit)
+        if size is None or (size.shape is not None) != self._choice.drafts:
+            return None
+        return size
 
     def _follow(self, num_sessions: int) -> None:
         if self._level.follow(num_sessions):

@@ -106,13 +106,18 @@ class Round:
         return len(self.accepted_nodes)
 
     @property
+    def wall_ms(self) -> float:
+        """Returns its duration, in milliseconds."""
+        return (self.end_ns - self.start_ns) / 1e6
+
+    @property
     def times(self) -> RoundTimes:
         """Returns the split of the wall time: draft, verify, transport, controller."""
         remote = [phase for phase in self.phases if phase.remote]
         draft = sum(p.compute_ms for p in remote if p.name.startswith("draft."))
         verify = sum(p.compute_ms for p in remote if p.name.startswith("target."))
         wall = sum(p.wall_ms for p in remote)
-        total = (self.end_ns - self.start_ns) / 1e6
+        total = self.wall_ms
         return RoundTimes(
             draft_compute_ms=draft,
             verify_compute_ms=verify,

@@ -139,7 +139,7 @@ class TreeSizer:
         num_sessions = max(1, target.num_sessions)
         present = experience.present(limit, num_sessions)
         if present is not None:
-            return None if present.shape is None else self._largest.resized(present.shape)
+            return self._policy_of(present.shape)
         load = experience.load(num_sessions, verify, drafting)
         # Alone, a session's own text counts; among others, that of all: it is known better.
         grid = self._grid if load.num_sessions == 1 else experience.grid(limit)
@@ -147,6 +147,9 @@ class TreeSizer:
         tried = experience.probe(limit, grid, load)
         shape = tried or size.shape
         self._begun = _Begun(target, load, target.prefilled_tokens, probes=tried is not None)
+        return self._policy_of(shape)
+
+    def _policy_of(self, shape: TreeShape | None) -> Eagle2Policy | None:
         return None if shape is None else self._largest.resized(shape)
 
     def observe(self, round_: Round) -> None:
@@ -161,7 +164,7 @@ class TreeSizer:
                 grid.observe(round_.tree, round_.depth, round_.accepted_nodes)
         if begun is None or _has_failed(round_):
             return  # Nothing is told of its time, or it says nothing of the next round's.
-        load, actual_ms = begun.load, _wall_ms(round_)
+        load, actual_ms = begun.load, round_.wall_ms
         if begun.probes:
             # Its time is the others' forwards and its own draft's catching up.
             experience.observe_probe(limit, actual_ms, tokens)
@@ -174,10 +177,6 @@ class TreeSizer:
         experience.observe(
             load, actual_ms, expected_ms, begun.prompt_rows, drafted=round_.speculated
         )
-
-
-def _wall_ms(round_: Round) -> float:
-    return (round_.end_ns - round_.start_ns) / 1e6
 
 
 def _has_failed(round_: Round) -> bool:

@@ -25,14 +25,17 @@ def ask(choice: DraftingChoice, gain: float, *, known: bool = True) -> None:
     choice.consider(gain, 20.0, present_is_known=True, other_is_known=known)
 
 
-def rest_at(choice: DraftingChoice, level: int) -> None:
-    """Brings it to a level where plain decoding has won."""
+def resting_at(level: int) -> DraftingChoice:
+    """Returns one that drafts alone, at a level where plain decoding has won."""
+    choice = DraftingChoice()
+    pass_rounds(choice, 50)
     choice.move_to(at(level))
     ask(choice, 2.0, known=False)
     pass_rounds(choice, 100 * 2**level)
     ask(choice, 0.5)
     pass_rounds(choice, 100 * 2**level)
     assert not choice.drafts
+    return choice
 
 
 def test_what_is_clearly_better_is_taken_up_at_once_and_kept_once_seen() -> None:
@@ -74,9 +77,7 @@ def test_in_the_middle_of_a_trial_nothing_is_decided() -> None:
 
 def test_every_level_of_load_has_its_choice() -> None:
     """A server that was full drafts again once it is idle, and rests at once when it is full."""
-    choice = DraftingChoice()
-    pass_rounds(choice, 50)
-    rest_at(choice, 4)
+    choice = resting_at(4)
 
     choice.move_to(at(0))
     assert not choice.rests  # Who begins now asks for a draft,
@@ -92,9 +93,7 @@ def test_every_level_of_load_has_its_choice() -> None:
 
 def test_a_lull_is_no_reason_to_ask_the_drafts_again() -> None:
     """Sessions at rest have much to catch up with."""
-    choice = DraftingChoice()
-    pass_rounds(choice, 50)
-    rest_at(choice, 4)
+    choice = resting_at(4)
 
     choice.move_to(at(3))
     pass_rounds(choice, 40)
@@ -108,8 +107,7 @@ def test_a_lull_is_no_reason_to_ask_the_drafts_again() -> None:
 
 def test_a_trial_that_the_load_ends_has_told_nothing() -> None:
     """All goes on as before it."""
-    choice = DraftingChoice()
-    rest_at(choice, 4)
+    choice = resting_at(4)
     choice.observe(1e6, 1e6, drafted=False)  # Much is saved up.
     ask(choice, 0.9)
     assert choice.drafts
@@ -121,8 +119,7 @@ def test_a_trial_that_the_load_ends_has_told_nothing() -> None:
 
 def test_trials_cost_no_more_than_a_small_share_of_the_time() -> None:
     """Also when tables promise, again and again, what is not true."""
-    choice = DraftingChoice()
-    rest_at(choice, 4)
+    choice = resting_at(4)
     tried_ms = passed_ms = 0.0
     for _ in range(100_000):
         ask(choice, 1.6 if choice.drafts else 0.95)
@@ -144,8 +141,7 @@ def test_plain_decoding_is_tried_once_even_if_tables_speak_against_it() -> None:
 
 def test_drafts_that_fail_end_a_trial() -> None:
     """Rounds without a draft are none of it."""
-    choice = DraftingChoice()
-    rest_at(choice, 0)
+    choice = resting_at(0)
     choice.observe(1e6, 1e6, drafted=False)
     ask(choice, 0.9)
     assert choice.drafts
@@ -158,8 +154,7 @@ def test_drafts_that_fail_end_a_trial() -> None:
 
 def test_however_dear_a_trial_was_there_is_another() -> None:
     """A draft that once took ages to catch up is not given up for good."""
-    choice = DraftingChoice()
-    rest_at(choice, 0)
+    choice = resting_at(0)
     pass_rounds(choice, 200_000)
     ask(choice, 3.0)
     assert choice.drafts
@@ -190,8 +185,7 @@ def test_a_load_that_comes_and_goes_makes_no_free_trials() -> None:
 
 def test_rounds_that_were_under_way_do_not_hide_what_a_change_cost() -> None:
     """They end while the sessions settle after the next one."""
-    choice = DraftingChoice()
-    rest_at(choice, 2)
+    choice = resting_at(2)
     pass_rounds(choice, 50_000)
     ask(choice, 0.95)
     assert choice.drafts

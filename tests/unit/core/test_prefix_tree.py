@@ -1,5 +1,6 @@
 """The tree finds the longest known beginning and forgets the ends not used for longest."""
 
+import gc
 import random
 import sys
 from types import FrameType
@@ -170,11 +171,13 @@ def lines_run(call: Any) -> int:
         return trace
 
     before = sys.gettrace()
+    gc.disable()  # Hypothesis listens to the collector: its lines would count too.
     sys.settrace(trace)
     try:
         call()
     finally:
         sys.settrace(before)
+        gc.enable()
     return count
 
 

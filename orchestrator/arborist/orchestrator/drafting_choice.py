@@ -70,6 +70,11 @@ class DraftingChoice:
         trial = self._rounds_of_trial > 0 and self._rounds_to_give_up > 0
         return self._rounds_to_settle == 0 and not trial
 
+    @property
+    def is_calm(self) -> bool:
+        """Returns whether nothing is being found out: a few rounds tell if that shall change."""
+        return self._rounds_to_settle == 0 and not self._on_trial and self._dwells
+
     def move_to(self, level: LoadLevel) -> None:
         """Takes up what was chosen at another level of load; where nothing was, all goes on.
 
@@ -134,7 +139,8 @@ class DraftingChoice:
         Returns:
             Whether its time tells what rounds like it cost at this level.
         """
-        passed_share = 1.0 / self._witnesses  # Their rounds pass at the same time.
+        # Witnesses' rounds pass at the same time.
+        passed_share = 1.0 if self.is_calm else 1.0 / self._witnesses
         self._savings.add(passed_share * actual_ms)
         self._trial_ms += passed_share * actual_ms
         self._rounds_at_level += 1

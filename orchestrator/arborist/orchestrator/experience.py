@@ -136,15 +136,15 @@ class Experience:
     def present(self, limit: TreeShape, num_sessions: int) -> TreeSize | None:
         """Returns the size in use, for a round that nothing is told of; None = it is to be told.
 
-        Of many sessions, who share their forwards, some rounds tell enough: what is spent on
-        telling is spent between forwards.
+        Of sessions who share their forwards some rounds tell enough, fewer while nothing is being
+        found out: what is spent on telling is spent between forwards.
 
         Args:
             limit: The session's largest tree.
             num_sessions: Sessions that share the target.
         """
         self._rounds += 1
-        if self._rounds % witness_stride(num_sessions) == 0:
+        if self._rounds % self._stride(num_sessions) == 0:
             return None
         if not self._level.covers(num_sessions):
             return None
@@ -200,7 +200,7 @@ class Experience:
             drafted: Whether it had a draft.
         """
         # Witnesses' rounds pass at the same time.
-        self._probes.add(actual_ms * witness_stride(load.num_sessions) / load.num_sessions)
+        self._probes.add(actual_ms * self._stride(load.num_sessions) / load.num_sessions)
         if not self._level.covers(load.num_sessions):
             return  # It began under another load.
         of_prompts_ms = prompt_ms(load, prompt_rows)
@@ -209,6 +209,9 @@ class Experience:
         if self._choice.observe(actual_ms, usual_ms, drafted=drafted):
             pace = self._paces.at(drafted=drafted, level=self._level.value)
             pace.observe(actual_ms, expected_ms, of_prompts_ms)
+
+    def _stride(self, num_sessions: int) -> int:
+        return witness_stride(num_sessions, calm=self._choice.is_calm)
 
     def _in_use(self, limit: TreeShape) -> TreeSize | None:
         """Returns the size decided last; None before the first, or if sessions went over since."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-# Of so many sessions each tells of every round; of more, who share their forwards, not all do.
+# Of so many sessions each tells of every round while something is found out; of more, who share
+# their forwards, not all do.
 _WITNESSES = 4
 # A level is left once the sessions' logarithm is so far from it: 10 to 26 sessions stay at 16.
 _BAND = 0.75
@@ -41,7 +42,12 @@ class LoadLevel:
         return abs(math.log2(num_sessions) - self.value) <= _BAND
 
 
-def witness_stride(num_sessions: int) -> int:
-    """Returns which of the sessions' rounds are told of: every so many; 1 = all."""
+def witness_stride(num_sessions: int, *, calm: bool) -> int:
+    """Returns which of the sessions' rounds are told of: every so many; 1 = all.
+
+    Args:
+        num_sessions: Who share a target.
+        calm: Whether nothing is being found out, so that one session's worth of rounds will do.
+    """
     # Odd, so that it is not always the same sessions' turn.
-    return max(1, num_sessions // _WITNESSES) | 1
+    return max(1, num_sessions // (1 if calm else _WITNESSES)) | 1

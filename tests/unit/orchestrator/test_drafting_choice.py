@@ -197,6 +197,27 @@ def test_rounds_that_were_under_way_do_not_hide_what_a_change_cost() -> None:
     for _ in range(3):
         choice.observe(20.0, 20.0, drafted=True)
 
-    pass_rounds(choice, 10_000)  # A second is saved up, where two are owed.
+    pass_rounds(choice, 2500)  # A quarter of a second is saved up, where two are owed.
     ask(choice, 0.95)
     assert not choice.drafts
+
+
+def test_it_is_calm_between_trials_alone() -> None:
+    """Then fewer rounds are told of, each of which passes by itself."""
+    choice = resting_at(2)
+    assert choice.is_calm
+
+    pass_rounds(choice, 50_000)
+    ask(choice, 0.9)
+    assert choice.drafts
+    for _ in range(4 * 4 + 24):  # Four sessions settle, and are tried.
+        assert not choice.is_calm
+        pass_rounds(choice, 1)
+    ask(choice, 1.5)
+    assert not choice.drafts
+    assert not choice.is_calm
+
+    pass_rounds(choice, 4 * 8)
+    assert choice.is_calm
+    choice.move_to(at(4))
+    assert not choice.is_calm

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 from arborist.core.errors import ArboristError
 from arborist.core.pool import Pool
@@ -18,41 +17,102 @@ from arborist.orchestrator.round import Phase, Round
 ValueT = TypeVar("ValueT")
 
 
-class RemoteCall:
-    """One command under way."""
+class _TimedPart:
+    """Work under way, from `with` on; a failure is noted and passed on.
 
-    def __init__(self, span: SpanName) -> None:
+    A class, not a generator: there are several in every round.
+    """
+
+    def __init__(self, timer: PhaseTimer, span: SpanName) -> None:
+        self._timer = timer
         self._span = span
-        self.queue_ms = 0.0
-        self.compute_ms = 0.0
+        self._start_ns = 0
 
     @property
     def traceparent(self) -> str:
         """Returns what the worker needs to hang its span below ours."""
         return self._span.traceparent
 
+    def __enter__(self) -> Self:
+        """Starts the time."""
+        self._start_ns = self._timer.now_ns()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Adds what it was to the round."""
+        failed = ""
+        if error is not None:
+            failed = error.reason if isinstance(error, ArboristError) else "CANCELLED"
+        self._timer.round.phases += self._phases(self._start_ns, self._timer.now_ns(), failed)
+
+    def _phases(self, start_ns: int, end_ns: int, failed: str) -> list[Phase]:
+        raise NotImplementedError
+
+
+class _LocalWork(_TimedPart):
+    """Work of the controller itself."""
+
+    def __init__(self, timer: PhaseTimer, span: SpanName, name: str, rows: int) -> None:
+        super().__init__(timer, span)
+        self._name = name
+        self._rows = rows
+
+    def _phases(self, start_ns: int, end_ns: int, failed: str) -> list[Phase]:
+        return [
+            Phase(self._name, self._span.span_id, start_ns, end_ns, rows=self._rows, failed=failed)
+        ]
+
+
+class RemoteCall(_TimedPart):
+    """One command under way."""
+
+    def __init__(self, timer: PhaseTimer, span: SpanName, name: str, rows: int) -> None:
+        super().__init__(timer, span)
+        self._name = name
+        self._rows = rows
+        self._queue_ms = 0.0
+        self._compute_ms = 0.0
+
     def done(self, reply: Reply[ValueT]) -> ValueT:
         """Notes where the worker's time went and returns the answer."""
-        self.queue_ms = reply.queue_ms
-        self.compute_ms = reply.compute_ms
+        self._queue_ms = reply.queue_ms
+        self._compute_ms = reply.compute_ms
         return reply.value
 
+    def _phases(self, start_ns: int, end_ns: int, failed: str) -> list[Phase]:
+        return [
+            Phase(
+                self._name,
+                self._span.span_id,
+                start_ns,
+                end_ns,
+                queue_ms=self._queue_ms,
+                compute_ms=self._compute_ms,
+                remote=True,
+                rows=self._rows,
+                failed=failed,
+            )
+        ]
 
-class TreeCall:
+
+class TreeCall(_TimedPart):
     """An Extend and the ExpandTree behind it, under way."""
 
-    def __init__(self, span: SpanName, level_spans: list[SpanName]) -> None:
-        self._span = span
+    def __init__(
+        self, timer: PhaseTimer, span: SpanName, level_spans: list[SpanName], rows: int
+    ) -> None:
+        super().__init__(timer, span)
+        self._rows = rows
         self._extend_ms = (0.0, 0.0)
         self._queue_ms = 0.0
         self._pool: Pool | None = None
         self.level_spans = level_spans
         """Spans of levels 2, 3, ..."""
-
-    @property
-    def traceparent(self) -> str:
-        """Returns what the worker needs to hang its span of the Extend below ours."""
-        return self._span.traceparent
 
     def done(self, extended: Reply[Level], grown: Reply[Pool]) -> tuple[Level, Pool]:
         """Notes where the worker's time went and returns the answers."""
@@ -61,17 +121,11 @@ class TreeCall:
         self._pool = grown.value
         return extended.value, grown.value
 
-    def phases(self, rows: int, start_ns: int, end_ns: int, failed: str) -> list[Phase]:
+    def _phases(self, start_ns: int, end_ns: int, failed: str) -> list[Phase]:
         """Returns one phase per level, without gaps.
 
         The levels of the pool lie end to end by the worker's times, the last one ending with the
         answer; what is left before them is the Extend and both ways.
-
-        Args:
-            rows: Pairs of the Extend.
-            start_ns: When both were sent, Unix time, nanoseconds.
-            end_ns: When both were answered.
-            failed: Reason of the error that ended them; empty when they succeeded.
         """
         levels: list[Phase] = []
         grown = [(0.0, 0)] * len(self.level_spans)
@@ -103,7 +157,7 @@ class TreeCall:
             queue_ms=queue_ms,
             compute_ms=compute_ms,
             remote=True,
-            rows=rows,
+            rows=self._rows,
             failed=failed,
         )
         return [extend, *reversed(levels)]
@@ -114,65 +168,24 @@ class PhaseTimer:
 
     def __init__(self, round_: Round, clock: Clock, trace: RequestTrace) -> None:
         self.round = round_
-        self._clock = clock
         self._trace = trace
+        self.now_ns = clock.now_ns
+        """Returns the present time."""
 
-    @contextmanager
-    def local(self, name: str, rows: int = 0) -> Iterator[None]:
+    def local(self, name: str, rows: int = 0) -> _LocalWork:
         """Times work of the controller itself."""
-        span = self._trace.name_span()
-        start_ns = self._clock.now_ns()
-        yield
-        self.round.phases.append(
-            Phase(name, span.span_id, start_ns, self._clock.now_ns(), rows=rows)
-        )
+        return _LocalWork(self, self._trace.name_span(), name, rows)
 
-    @contextmanager
-    def remote(self, name: str, rows: int) -> Iterator[RemoteCall]:
-        """Times one command to a worker; a failure is noted and passed on."""
-        span = self._trace.name_span()
-        call = RemoteCall(span)
-        start_ns = self._clock.now_ns()
-        failed = ""
-        try:
-            yield call
-        except ArboristError as error:
-            failed = error.reason
-            raise
-        except BaseException:
-            failed = "CANCELLED"
-            raise
-        finally:
-            self.round.phases.append(
-                Phase(
-                    name,
-                    span.span_id,
-                    start_ns,
-                    self._clock.now_ns(),
-                    queue_ms=call.queue_ms,
-                    compute_ms=call.compute_ms,
-                    remote=True,
-                    rows=rows,
-                    failed=failed,
-                )
-            )
+    def remote(self, name: str, rows: int) -> RemoteCall:
+        """Times one command to a worker."""
+        return RemoteCall(self, self._trace.name_span(), name, rows)
 
-    @contextmanager
-    def remote_tree(self, rows: int, depth: int) -> Iterator[TreeCall]:
-        """Times an Extend and the ExpandTree behind it; a failure is noted and passed on.
+    def remote_tree(self, rows: int, depth: int) -> TreeCall:
+        """Times an Extend and the ExpandTree behind it.
 
         Args:
             rows: Pairs of the Extend.
             depth: Levels of the tree, at least 2.
         """
         span = self._trace.name_span()
-        call = TreeCall(span, [self._trace.name_span() for _ in range(depth - 1)])
-        start_ns = self._clock.now_ns()
-        failed = ""
-        try:
-            yield call
-        except BaseException as error:
-            failed = error.reason if isinstance(error, ArboristError) else "CANCELLED"
-            raise
-        finally:
-            self.round.phases += call.phases(rows, start_ns, self._clock.now_ns(), failed)
+        return TreeCall(self, span, [self._trace.name_span() for _ in range(depth - 1)], rows)

@@ -8,9 +8,9 @@ from arborist.core.logprobs import TokenLogprobs
 from arborist.core.tree import ROOT_ONLY, VerifyTree
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # Not frozen: several are made in every round, and frozen ones slowly.
 class Phase:
-    """One timed part of a round.
+    """One timed part of a round; nobody changes it.
 
     Attributes:
         name: Span name of DESIGN §6: draft.extend, draft.expand, tree.rerank, target.verify, ...
@@ -94,6 +94,7 @@ class Round:
     node_tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     num_reused: int = 0
+    _times: RoundTimes | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def num_draft_tokens(self) -> int:
@@ -112,16 +113,27 @@ class Round:
 
     @property
     def times(self) -> RoundTimes:
-        """Returns the split of the wall time: draft, verify, transport, controller."""
-        remote = [phase for phase in self.phases if phase.remote]
-        draft = sum(p.compute_ms for p in remote if p.name.startswith("draft."))
-        verify = sum(p.compute_ms for p in remote if p.name.startswith("target."))
-        wall = sum(p.wall_ms for p in remote)
-        total = self.wall_ms
+        """Returns the split of the wall time: draft, verify, transport, controller.
+
+        Looked at once, when the round has ended: the client, the metrics and the trace ask for it.
+        """
+        if self._times is None:
+            self._times = self._split()
+        return self._times
+
+    def _split(self) -> RoundTimes:
+        draft = verify = wall = 0.0
+        for phase in self.phases:
+            if phase.remote:
+                wall += phase.wall_ms
+                if phase.name.startswith("draft."):
+                    draft += phase.compute_ms
+                else:
+                    verify += phase.compute_ms
         return RoundTimes(
             draft_compute_ms=draft,
             verify_compute_ms=verify,
             transport_ms=max(wall - draft - verify, 0.0),
-            controller_ms=max(total - wall, 0.0),
-            total_ms=total,
+            controller_ms=max(self.wall_ms - wall, 0.0),
+            total_ms=self.wall_ms,
         )

@@ -72,7 +72,10 @@ class DraftingChoice:
 
     @property
     def is_calm(self) -> bool:
-        """Returns whether nothing is being found out: a few rounds tell if that shall change."""
+        """Returns whether nothing is being found out, of a level just come to either.
+
+        A few rounds tell then whether that shall change.
+        """
         return self._rounds_to_settle == 0 and not self._on_trial and self._dwells
 
     def move_to(self, level: LoadLevel) -> None:

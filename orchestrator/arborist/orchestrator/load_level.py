@@ -21,7 +21,7 @@ class LoadLevel:
 
     @property
     def witnesses(self) -> int:
-        """Returns how many sessions tell of each of their rounds, or as many rounds of others."""
+        """Returns how many sessions' worth of rounds is told of while something is found out."""
         return min(1 << self.value, _WITNESSES)
 
     def follow(self, num_sessions: int) -> bool:
@@ -49,5 +49,8 @@ def witness_stride(num_sessions: int, *, calm: bool) -> int:
         num_sessions: Who share a target.
         calm: Whether nothing is being found out, so that one session's worth of rounds will do.
     """
-    # Odd, so that it is not always the same sessions' turn.
-    return max(1, num_sessions // (1 if calm else _WITNESSES)) | 1
+    stride = max(1, num_sessions // (1 if calm else _WITNESSES))
+    # Sessions that share forwards ask in the same order each time: so every one gets its turn.
+    while stride > 1 and math.gcd(stride, num_sessions) > 1:
+        stride += 1
+    return stride

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 # So many rounds count, those of the last few trials among them: sessions share forwards, so that
-# few rounds tell little.
+# few rounds tell little. Of many sessions that is a hundred rounds of each while all is calm.
 _MOST_ROUNDS = 96
 # Rounds from which on what was seen is believed.
 _BELIEVED_ROUNDS = 12

@@ -55,7 +55,7 @@ class _TimedPart:
 
 
 class _LocalWork(_TimedPart):
-    """Work of the controller itself."""
+    """Work of the controller itself; what fails is no part of the round."""
 
     def __init__(self, timer: PhaseTimer, span: SpanName, name: str, rows: int) -> None:
         super().__init__(timer, span)
@@ -63,9 +63,9 @@ class _LocalWork(_TimedPart):
         self._rows = rows
 
     def _phases(self, start_ns: int, end_ns: int, failed: str) -> list[Phase]:
-        return [
-            Phase(self._name, self._span.span_id, start_ns, end_ns, rows=self._rows, failed=failed)
-        ]
+        if failed:
+            return []
+        return [Phase(self._name, self._span.span_id, start_ns, end_ns, rows=self._rows)]
 
 
 class RemoteCall(_TimedPart):

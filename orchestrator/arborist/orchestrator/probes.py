@@ -7,7 +7,7 @@ from arborist.core.shape import TreeShape
 from arborist.core.tree_sizing import Load, TreeSize, drafted_ms
 from arborist.orchestrator.savings import Savings
 
-# Fewest rounds between two; every so many are of the whole tree.
+# Fewest rounds told of between two; every so many are of the whole tree.
 _ROUNDS_BETWEEN = 8
 _WHOLE_TREE_EVERY = 4
 # Rows that a draft lacks when a single session tries a tree while others rest, at first; what

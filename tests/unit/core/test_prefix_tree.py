@@ -170,14 +170,15 @@ def lines_run(call: Any) -> int:
         count += event == "line"
         return trace
 
-    before = sys.gettrace()
+    before, collects = sys.gettrace(), gc.isenabled()
     gc.disable()  # Hypothesis listens to the collector: its lines would count too.
     sys.settrace(trace)
     try:
         call()
     finally:
         sys.settrace(before)
-        gc.enable()
+        if collects:
+            gc.enable()
     return count
 
 

@@ -123,11 +123,13 @@ def test_trials_cost_no_more_than_a_small_share_of_the_time() -> None:
     tried_ms = passed_ms = 0.0
     for _ in range(100_000):
         ask(choice, 1.6 if choice.drafts else 0.95)
-        passed_ms += 20.0
-        tried_ms += 20.0 * choice.drafts
+        # Of four witnesses' rounds a quarter passes; while all is calm there is but one of them.
+        ms = 20.0 if choice.is_calm else 5.0
+        passed_ms += ms
+        tried_ms += ms * choice.drafts
         choice.observe(20.0, 20.0, drafted=choice.drafts)
 
-    assert 0 < tried_ms < 0.03 * passed_ms
+    assert 0.002 < tried_ms / passed_ms < 0.01
 
 
 def test_plain_decoding_is_tried_once_even_if_tables_speak_against_it() -> None:

@@ -77,3 +77,12 @@ def test_a_tree_that_fails_leaves_every_level_failed() -> None:
         raise DeadlineError("late")
     assert [one.name for one in round_.phases] == ["draft.extend", *["draft.expand"] * 3]
     assert {one.failed for one in round_.phases} == {DeadlineError("").reason}
+
+
+def test_work_of_the_controller_that_fails_is_no_part_of_the_round() -> None:
+    """The round goes on without what it was to bring; nothing of it is said to have failed."""
+    round_ = Round(0, 5, 1, 0, start_ns=100 * MS)
+    timer = PhaseTimer(round_, SetClock(100, 120), NoTrace())
+    with pytest.raises(ValueError, match="bad"), timer.local("tree.rerank"):
+        raise ValueError("bad")
+    assert round_.phases == []

@@ -96,6 +96,16 @@ class DraftingChoice:
         if self.drafts and self.rests:
             self._turn(on_trial=False)
 
+    def begin_alone(self) -> None:
+        """Takes a session that begins with no other beside it.
+
+        Where sessions are to draft it does so from its first round on, for nobody has anything to
+        catch up with.
+        """
+        if not (self.drafts or self.rests or self._on_trial):
+            self._turn(on_trial=False)
+            self._rounds_to_settle = 0
+
     def consider(
         self, gain: float, round_ms: float, *, present_is_known: bool, other_is_known: bool
     ) -> None:

@@ -77,8 +77,14 @@ class Experience:
         self._rounds = 0
 
     def rests(self, num_sessions: int) -> bool:
-        """Returns whether sessions that begin among so many need no draft."""
+        """Takes a session that begins; returns whether it needs no draft.
+
+        Args:
+            num_sessions: Sessions that share the target now, this one included.
+        """
         self._follow(num_sessions)
+        if num_sessions == 1:
+            self._choice.begin_alone()
         return self._choice.rests
 
     def grid(self, limit: TreeShape) -> AcceptanceGrid:
@@ -121,7 +127,7 @@ class Experience:
         self._rounds_to_decision[limit] = _DECISION_ROUNDS
         present = self._present.get(limit)
         if grid.is_known:
-            tree = best_tree(limit, grid, load, present.shape if present else limit)
+            tree = best_tree(limit, grid, load, present.shape if present else None)
         else:
             tree = tree_size(limit, grid, load)  # It tells most.
         root = root_alone(load)

@@ -105,8 +105,8 @@ def best_tree(
         limit: Largest tree allowed; its top_k holds for every size.
         grid: What sizes have had accepted.
         load: What they cost.
-        present: Size in use; it stays unless another is clearly better, or the largest is not
-            clearly worse. None = none.
+        present: Size in use; None = the root alone, or none yet. It stays unless another is clearly
+            better, or the largest is not clearly worse.
     """
     sizes = [
         tree_size(TreeShape(depth, limit.top_k, nodes), grid, load)
@@ -115,7 +115,7 @@ def best_tree(
         if nodes >= depth  # A tree of fewer nodes than levels is never asked for.
     ]
     best = max(sizes, key=lambda one: one.tokens_per_ms)
-    for stays in () if present is None else (limit, present):
+    for stays in (limit, present):
         now = next((one for one in sizes if one.shape == stays), None)
         if now is not None and best.tokens_per_ms <= _HYSTERESIS * now.tokens_per_ms:
             return now

@@ -37,9 +37,11 @@ def drafts(grid: AcceptanceGrid, at: Load) -> bool:
     return best_tree(LIMIT, grid, at, None).tokens_per_ms > root_alone(at).tokens_per_ms
 
 
-def test_an_idle_target_and_a_good_draft_get_a_tree_as_deep_as_its_path() -> None:
-    """And no node more."""
-    size = best_tree(LIMIT, learned([1, 3, 5]), load(1, FLAT), None)
+def test_a_good_draft_gets_a_tree_as_deep_as_its_path() -> None:
+    """And no node more, where those cost time."""
+    costs = CostTable([RowCost(1, 10.0), RowCost(4, 10.0), RowCost(7, 15.0)])
+
+    size = best_tree(LIMIT, learned([1, 3, 5]), load(1, costs), None)
 
     assert size.shape is not None
     assert size.shape.depth == 3
@@ -95,9 +97,8 @@ def test_the_largest_tree_is_taken_unless_another_is_clearly_better() -> None:
     """What is promised is known to about a tenth; nobody shall be much slower than with it."""
     costs = CostTable([RowCost(1, 100.0), RowCost(9, 101.0)])
 
-    size = best_tree(LIMIT, learned([1, 3, 5]), load(1, costs), TreeShape(3, 2, 4))
-
-    assert size.shape == LIMIT
+    for present in (TreeShape(3, 2, 4), None):
+        assert best_tree(LIMIT, learned([1, 3, 5]), load(1, costs), present).shape == LIMIT
 
 
 def test_a_present_size_that_is_allowed_no_more_gives_way() -> None:

@@ -105,6 +105,32 @@ def test_a_lull_is_no_reason_to_ask_the_drafts_again() -> None:
     assert choice.drafts
 
 
+def test_who_begins_alone_where_sessions_draft_does_so_at_once() -> None:
+    """Nobody has anything to catch up with; where they rest, it rests."""
+    choice = resting_at(4)
+    choice.begin_alone()
+    assert not choice.drafts
+
+    choice.move_to(at(0))
+    choice.begin_alone()
+    assert choice.drafts
+    assert choice.is_settled
+
+    choice.move_to(at(4))
+    assert not choice.drafts
+
+
+def test_who_begins_alone_does_not_end_a_trial_of_plain_decoding() -> None:
+    """One trial may be had in several short sessions."""
+    choice = DraftingChoice()
+    pass_rounds(choice, 20_000)
+    ask(choice, 0.6, known=False)
+    assert not choice.drafts
+
+    choice.begin_alone()
+    assert not choice.drafts
+
+
 def test_a_trial_that_the_load_ends_has_told_nothing() -> None:
     """All goes on as before it."""
     choice = resting_at(4)

@@ -279,7 +279,7 @@ class Decoder:
             deadline_s += self._deadlines.prefill_s(rows)
         try:
             with timer.remote_tree(rows, request.depth) as call:
-                level, pool = call.done(
+                level, pool = call.done_both(
                     *await draft.extend_tree(
                         self._session.session_id,
                         Stamp(self._draft_epoch, index + 1, 0),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import TracebackType
 from typing import Self, TypeVar
 
 from arborist.core.errors import ArboristError
@@ -23,60 +22,48 @@ class _TimedPart:
     A class, not a generator: there are several in every round.
     """
 
-    def __init__(self, timer: PhaseTimer, span: SpanName) -> None:
+    def __init__(self, timer: PhaseTimer, span: SpanName, name: str, rows: int) -> None:
         self._timer = timer
         self._span = span
+        self._name = name
+        self._rows = rows
         self._start_ns = 0
-
-    @property
-    def traceparent(self) -> str:
-        """Returns what the worker needs to hang its span below ours."""
-        return self._span.traceparent
 
     def __enter__(self) -> Self:
         """Starts the time."""
         self._start_ns = self._timer.now_ns()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Adds what it was to the round."""
         failed = ""
         if error is not None:
             failed = error.reason if isinstance(error, ArboristError) else "CANCELLED"
-        self._timer.round.phases += self._phases(self._start_ns, self._timer.now_ns(), failed)
+        self._timer.round.phases += self._phases(self._timer.now_ns(), failed)
 
-    def _phases(self, start_ns: int, end_ns: int, failed: str) -> list[Phase]:
+    def _phases(self, end_ns: int, failed: str) -> list[Phase]:
         raise NotImplementedError
 
 
 class _LocalWork(_TimedPart):
     """Work of the controller itself; what fails is no part of the round."""
 
-    def __init__(self, timer: PhaseTimer, span: SpanName, name: str, rows: int) -> None:
-        super().__init__(timer, span)
-        self._name = name
-        self._rows = rows
-
-    def _phases(self, start_ns: int, end_ns: int, failed: str) -> list[Phase]:
+    def _phases(self, end_ns: int, failed: str) -> list[Phase]:
         if failed:
             return []
-        return [Phase(self._name, self._span.span_id, start_ns, end_ns, rows=self._rows)]
+        return [Phase(self._name, self._span.span_id, self._start_ns, end_ns, rows=self._rows)]
 
 
 class RemoteCall(_TimedPart):
     """One command under way."""
 
-    def __init__(self, timer: PhaseTimer, span: SpanName, name: str, rows: int) -> None:
-        super().__init__(timer, span)
-        self._name = name
-        self._rows = rows
-        self._queue_ms = 0.0
-        self._compute_ms = 0.0
+    _queue_ms = 0.0
+    _compute_ms = 0.0
+
+    @property
+    def traceparent(self) -> str:
+        """Returns what the worker needs to hang its span below ours."""
+        return self._span.traceparent
 
     def done(self, reply: Reply[ValueT]) -> ValueT:
         """Notes where the worker's time went and returns the answer."""
@@ -84,12 +71,12 @@ class RemoteCall(_TimedPart):
         self._compute_ms = reply.compute_ms
         return reply.value
 
-    def _phases(self, start_ns: int, end_ns: int, failed: str) -> list[Phase]:
+    def _phases(self, end_ns: int, failed: str) -> list[Phase]:
         return [
             Phase(
                 self._name,
                 self._span.span_id,
-                start_ns,
+                self._start_ns,
                 end_ns,
                 queue_ms=self._queue_ms,
                 compute_ms=self._compute_ms,
@@ -100,28 +87,25 @@ class RemoteCall(_TimedPart):
         ]
 
 
-class TreeCall(_TimedPart):
+class TreeCall(RemoteCall):
     """An Extend and the ExpandTree behind it, under way."""
 
     def __init__(
         self, timer: PhaseTimer, span: SpanName, level_spans: list[SpanName], rows: int
     ) -> None:
-        super().__init__(timer, span)
-        self._rows = rows
-        self._extend_ms = (0.0, 0.0)
-        self._queue_ms = 0.0
+        super().__init__(timer, span, "draft.extend", rows)
+        self._pool_queue_ms = 0.0
         self._pool: Pool | None = None
         self.level_spans = level_spans
         """Spans of levels 2, 3, ..."""
 
-    def done(self, extended: Reply[Level], grown: Reply[Pool]) -> tuple[Level, Pool]:
-        """Notes where the worker's time went and returns the answers."""
-        self._extend_ms = (extended.queue_ms, extended.compute_ms)
-        self._queue_ms = grown.queue_ms
+    def done_both(self, extended: Reply[Level], grown: Reply[Pool]) -> tuple[Level, Pool]:
+        """Notes where the worker's time went and returns both answers."""
+        self._pool_queue_ms = grown.queue_ms
         self._pool = grown.value
-        return extended.value, grown.value
+        return self.done(extended), grown.value
 
-    def _phases(self, start_ns: int, end_ns: int, failed: str) -> list[Phase]:
+    def _phases(self, end_ns: int, failed: str) -> list[Phase]:
         """Returns one phase per level, without gaps.
 
         The levels of the pool lie end to end by the worker's times, the last one ending with the
@@ -132,7 +116,7 @@ class TreeCall(_TimedPart):
         if self._pool is not None:
             grown = [(one.compute_ms, len(one.frontier)) for one in self._pool.levels]
         for span, (compute_ms, width) in reversed(list(zip(self.level_spans, grown, strict=True))):
-            begin_ns = max(end_ns - int(compute_ms * 1e6), start_ns)
+            begin_ns = max(end_ns - int(compute_ms * 1e6), self._start_ns)
             levels.append(
                 Phase(
                     "draft.expand",
@@ -147,20 +131,8 @@ class TreeCall(_TimedPart):
                 )
             )
             end_ns = begin_ns
-        levels[-1] = replace(levels[-1], queue_ms=self._queue_ms, same_call=False)
-        queue_ms, compute_ms = self._extend_ms
-        extend = Phase(
-            "draft.extend",
-            self._span.span_id,
-            start_ns,
-            end_ns,
-            queue_ms=queue_ms,
-            compute_ms=compute_ms,
-            remote=True,
-            rows=self._rows,
-            failed=failed,
-        )
-        return [extend, *reversed(levels)]
+        levels[-1] = replace(levels[-1], queue_ms=self._pool_queue_ms, same_call=False)
+        return [*super()._phases(end_ns, failed), *reversed(levels)]
 
 
 class PhaseTimer:

@@ -41,7 +41,7 @@ def timed(extended: Reply[Level], grown: Reply[Pool]) -> Round:
     round_ = Round(0, 5, 1, 0, start_ns=100 * MS, end_ns=120 * MS)
     timer = PhaseTimer(round_, SetClock(100, 120), NoTrace())
     with timer.remote_tree(3, 1 + len(grown.value.levels)) as call:
-        call.done(extended, grown)
+        call.done_both(extended, grown)
     return round_
 
 
